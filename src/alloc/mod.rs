@@ -1,0 +1,445 @@
+//! Buckets: who owns each, what it holds, and which are free.
+//!
+//! A bucket is in one of four states. *Free*: on the free list, its generation durable. *Data*:
+//! holds extents, or is being filled, or has just become empty. *Meta*: superblock, journal,
+//! priorities, uuids or a btree node. *Invalid*: its generation was raised, and waits until the
+//! raised generation is on disk; then it is free.
+//!
+//! Laws:
+//! - The generations on disk are never behind those of a bucket that was reused: Data → Invalid →
+//!   (priorities written, journal entry with their place durable) → Free. Since that journal entry
+//!   comes after all entries with keys that emptied the bucket, a crash never revives an old
+//!   pointer to new data nor forgets the newer copy of dirty data.
+//! - Only a bucket without dirty sectors and without pins is invalidated. A pin is held by
+//!   whoever has I/O to the bucket under way that no key speaks of yet.
+//! - No generation runs more than 96 ahead of the oldest pointer to its bucket: such a bucket
+//!   waits for a sweep ([`Alloc::sweep_wanted`]).
+//! - Reserves: data never take the last buckets, which are for btree nodes; nodes never take those
+//!   for the priorities. So a full cache can always write what it needs in order to make room.
+//!
+//! Live and dirty sectors are counted exactly for pointers of the current generation.
+
+pub mod gens;
+pub mod prios;
+mod refill;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::disk::{Disk, Latch, Stopped};
+use crate::format::prio::{buckets_needed, per_bucket};
+use crate::journal::{Journal, Shape};
+use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
+use crate::task::Notify;
+use crate::units::{BucketNr, Gen};
+use gens::Gens;
+
+/// What a bucket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// On the free list.
+    Free,
+    /// Waits for its generation to be durable.
+    Invalid,
+    /// Extents.
+    Data,
+    /// The set's own structures.
+    Meta,
+}
+
+/// What a bucket is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Host data.
+    Data,
+    /// A btree node or the uuid table.
+    Node,
+    /// Priorities and generations.
+    Prio,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    state: Use,
+    pins: u16,
+    live_sectors: u32,
+    dirty_sectors: u32,
+    /// No pointer to this bucket, in memory or on disk, has an older generation.
+    oldest: Gen,
+}
+
+/// How many buckets are of each kind, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Free, empty or about to be free.
+    pub free: u64,
+    /// Clean data, with nothing dirty.
+    pub clean: u64,
+    /// At least one dirty sector.
+    pub dirty: u64,
+    /// Superblock, journal, priorities, uuids, btree.
+    pub metadata: u64,
+}
+
+/// Nodes that may be taken when data may not: one split on each of the levels that a tree can
+/// have, twice, and a new root.
+const NODE_RESERVE: usize = 12;
+
+/// The allocator of a running set's cache device.
+pub struct Alloc {
+    /// What reactors see.
+    pub gens: Arc<Gens>,
+    disk: Rc<dyn Disk>,
+    shape: Shape,
+    latch: Rc<Latch>,
+    journal: Rc<Journal>,
+    table: RefCell<Vec<Bucket>>,
+    free: RefCell<VecDeque<BucketNr>>,
+    prios: RefCell<Vec<BucketNr>>,
+    prio_seq: Cell<u64>,
+    /// Nodes that somebody waits for at once.
+    asked: Cell<usize>,
+    dirty_sectors: Cell<u64>,
+    counts: Cell<[u64; 4]>,
+    /// Notified when the free list is short, or somebody found it too short.
+    wanted: Notify,
+    /// Notified when buckets have become free.
+    pub freed: Notify,
+    /// Notified when a data bucket became empty or lost its last dirty sector or pin.
+    reclaimable: Notify,
+    /// Notified when generations near their limit: a sweep of stale keys is due.
+    pub sweep_due: Notify,
+    sweep_wanted: Cell<bool>,
+    starving: Cell<bool>,
+    stopping: Cell<bool>,
+    running: Cell<bool>,
+    invalidated_since_sweep: Cell<u64>,
+}
+
+impl Alloc {
+    /// An allocator whose buckets up to the end of the journal are metadata and all others hold
+    /// data (empty until accounted).
+    pub fn new(
+        gens: Arc<Gens>,
+        disk: Rc<dyn Disk>,
+        shape: Shape,
+        latch: Rc<Latch>,
+        journal: Rc<Journal>,
+        data_start: BucketNr,
+    ) -> Rc<Alloc> {
+        let n = gens.len();
+        let table = (0..n)
+            .map(|b| Bucket {
+                state: if b < data_start.index() {
+                    Use::Meta
+                } else {
+                    Use::Data
+                },
+                pins: 0,
+                live_sectors: 0,
+                dirty_sectors: 0,
+                oldest: gens.generation(BucketNr(b as u32)),
+            })
+            .collect();
+        let meta = data_start.index() as u64;
+        Rc::new(Alloc {
+            gens,
+            disk,
+            shape,
+            latch,
+            journal,
+            table: RefCell::new(table),
+            free: RefCell::new(VecDeque::new()),
+            prios: RefCell::new(Vec::new()),
+            prio_seq: Cell::new(0),
+            asked: Cell::new(0),
+            dirty_sectors: Cell::new(0),
+            counts: Cell::new([0, 0, n as u64 - meta, meta]),
+            wanted: Notify::default(),
+            freed: Notify::default(),
+            reclaimable: Notify::default(),
+            sweep_due: Notify::default(),
+            sweep_wanted: Cell::new(false),
+            starving: Cell::new(false),
+            stopping: Cell::new(false),
+            running: Cell::new(false),
+            invalidated_since_sweep: Cell::new(0),
+        })
+    }
+
+    fn set_state(&self, bucket: BucketNr, state: Use) {
+        let mut table = self.table.borrow_mut();
+        let slot = &mut table[bucket.index()];
+        let mut counts = self.counts.get();
+        counts[slot.state as usize] -= 1;
+        counts[state as usize] += 1;
+        self.counts.set(counts);
+        slot.state = state;
+    }
+
+    /// Marks a bucket as metadata while a set is loaded.
+    pub fn claim_meta(&self, bucket: BucketNr) {
+        self.set_state(bucket, Use::Meta);
+    }
+
+    /// There is a pointer of this generation on disk: noted while a set is loaded.
+    pub fn note_pointer(&self, bucket: BucketNr, generation: Gen) {
+        let slot = &mut self.table.borrow_mut()[bucket.index()];
+        if slot.oldest.ahead_of(generation) > 0 {
+            slot.oldest = generation;
+        }
+    }
+
+    /// What a bucket is now.
+    pub fn state(&self, bucket: BucketNr) -> Use {
+        self.table.borrow()[bucket.index()].state
+    }
+
+    /// Puts a bucket on the free list without raising its generation: one that no pointer with a
+    /// generation ever named (a new set's, or one that held priorities).
+    pub fn free_unreferenced(&self, bucket: BucketNr) {
+        self.set_state(bucket, Use::Free);
+        self.free.borrow_mut().push_back(bucket);
+        self.freed.notify();
+    }
+
+    /// Puts as many empty buckets on the free list as a writing of the priorities takes: once, when
+    /// a set has been loaded and nothing has changed since. What no key speaks of then is dead on
+    /// disk for good, and the priorities are named by no pointer with a generation.
+    ///
+    /// False when there are not enough.
+    pub fn seed(&self) -> bool {
+        let missing = self.prio_buckets().saturating_sub(self.free.borrow().len());
+        let empty: Vec<BucketNr> = {
+            let table = self.table.borrow();
+            let slots = table.iter().enumerate();
+            slots
+                .filter(|(_, s)| s.state == Use::Data && s.live_sectors == 0 && s.pins == 0)
+                .map(|(b, _)| BucketNr(b as u32))
+                .take(missing)
+                .collect()
+        };
+        for &bucket in &empty {
+            self.free_unreferenced(bucket);
+        }
+        empty.len() == missing
+    }
+
+    /// Buckets that one writing of the priorities takes.
+    pub fn prio_buckets(&self) -> usize {
+        let bytes = meta_bucket_bytes(self.shape.geometry.bucket_sectors);
+        buckets_needed(self.shape.geometry.nbuckets, per_bucket(bytes)) as usize
+    }
+
+    fn reserve(&self, purpose: Purpose) -> usize {
+        match purpose {
+            Purpose::Data => self.prio_buckets() + NODE_RESERVE,
+            Purpose::Node => self.prio_buckets(),
+            Purpose::Prio => 0,
+        }
+    }
+
+    /// Takes a free bucket. A data bucket comes pinned once. `None`: wait for `freed`.
+    pub fn take(&self, purpose: Purpose) -> Option<(BucketNr, Gen)> {
+        let left = self.free.borrow().len();
+        if left < self.low_water() {
+            self.wanted.notify();
+        }
+        if left <= self.reserve(purpose) {
+            return None;
+        }
+        let bucket = self.free.borrow_mut().pop_front()?;
+        match purpose {
+            Purpose::Data => {
+                self.set_state(bucket, Use::Data);
+                self.table.borrow_mut()[bucket.index()].pins = 1;
+            }
+            Purpose::Node | Purpose::Prio => self.set_state(bucket, Use::Meta),
+        }
+        self.gens.touch(bucket);
+        Some((bucket, self.gens.generation(bucket)))
+    }
+
+    /// Waits until `n` nodes can be taken.
+    pub async fn nodes_ready(&self, n: usize) -> Result<(), Stopped> {
+        while !self.take_ready(n) {
+            self.latch.check()?;
+            self.asked.set(self.asked.get().max(n));
+            self.wanted.notify();
+            self.freed.wait().await;
+        }
+        self.asked.set(0);
+        self.latch.check()
+    }
+
+    /// Whether `n` nodes can be taken now.
+    pub fn take_ready(&self, n: usize) -> bool {
+        self.free.borrow().len() >= self.reserve(Purpose::Node) + n
+    }
+
+    /// Free buckets that data may take.
+    pub fn data_ready(&self) -> usize {
+        let free = self.free.borrow().len();
+        free.saturating_sub(self.reserve(Purpose::Data))
+    }
+
+    /// Says that somebody waits for a data bucket.
+    pub fn want_data(&self) {
+        self.wanted.notify();
+    }
+
+    /// Whether nothing can be invalidated although buckets are wanted: dirty data must go.
+    pub fn is_starving(&self) -> bool {
+        self.starving.get()
+    }
+
+    /// A btree node or uuid bucket is no longer named by anything durable. `generation` is one that
+    /// no pointer to it has.
+    pub fn release_meta(&self, bucket: BucketNr, generation: Gen) {
+        assert_eq!(self.state(bucket), Use::Meta, "release of {bucket:?}");
+        self.gens.set_generation(bucket, generation);
+        self.set_state(bucket, Use::Data);
+        self.reclaimable.notify();
+    }
+
+    /// Holds a bucket against invalidation.
+    pub fn pin(&self, bucket: BucketNr) {
+        let mut table = self.table.borrow_mut();
+        let slot = &mut table[bucket.index()];
+        slot.pins += 1;
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&self, bucket: BucketNr) {
+        let mut table = self.table.borrow_mut();
+        let slot = &mut table[bucket.index()];
+        assert!(slot.pins > 0, "{bucket:?} is not pinned");
+        slot.pins -= 1;
+        if slot.pins == 0 && slot.dirty_sectors == 0 {
+            drop(table);
+            self.reclaimable.notify();
+        }
+    }
+
+    /// Counts an extent in. One of an older generation counts nothing.
+    pub fn add(&self, bucket: BucketNr, generation: Gen, sectors: u32, dirty: bool) {
+        if self.gens.generation(bucket) != generation {
+            return;
+        }
+        let mut table = self.table.borrow_mut();
+        let slot = &mut table[bucket.index()];
+        slot.live_sectors += sectors;
+        assert!(
+            slot.live_sectors <= self.shape.geometry.bucket_sectors,
+            "{bucket:?} holds more than it can"
+        );
+        if dirty {
+            slot.dirty_sectors += sectors;
+            self.dirty_sectors
+                .set(self.dirty_sectors.get() + u64::from(sectors));
+        }
+    }
+
+    /// Counts an extent out.
+    pub fn sub(&self, bucket: BucketNr, generation: Gen, sectors: u32, dirty: bool) {
+        if self.gens.generation(bucket) != generation {
+            return;
+        }
+        let mut table = self.table.borrow_mut();
+        let slot = &mut table[bucket.index()];
+        slot.live_sectors -= sectors;
+        if dirty {
+            slot.dirty_sectors -= sectors;
+            self.dirty_sectors
+                .set(self.dirty_sectors.get() - u64::from(sectors));
+        }
+        if slot.pins == 0 && slot.dirty_sectors == 0 && (dirty || slot.live_sectors == 0) {
+            drop(table);
+            self.reclaimable.notify();
+        }
+    }
+
+    /// (live, dirty) sectors of a bucket, counting the current generation alone.
+    pub fn sectors(&self, bucket: BucketNr) -> (u32, u32) {
+        let slot = self.table.borrow()[bucket.index()];
+        (slot.live_sectors, slot.dirty_sectors)
+    }
+
+    /// How many hold a bucket against invalidation.
+    pub fn pins(&self, bucket: BucketNr) -> u16 {
+        self.table.borrow()[bucket.index()].pins
+    }
+
+    /// Dirty sectors in all buckets.
+    pub fn dirty_sectors(&self) -> u64 {
+        self.dirty_sectors.get()
+    }
+
+    /// Sectors in buckets that can hold data.
+    pub fn data_sectors(&self) -> u64 {
+        let [free, invalid, data, _] = self.counts.get();
+        (free + invalid + data) * u64::from(self.shape.geometry.bucket_sectors)
+    }
+
+    /// Counts the buckets by what they hold: walks the whole table, for people and tests.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for slot in self.table.borrow().iter() {
+            match slot.state {
+                Use::Meta => census.metadata += 1,
+                Use::Free | Use::Invalid => census.free += 1,
+                Use::Data if slot.dirty_sectors > 0 => census.dirty += 1,
+                Use::Data if slot.live_sectors > 0 => census.clean += 1,
+                Use::Data => census.free += 1,
+            }
+        }
+        census
+    }
+
+    /// Whether a pointer of this generation speaks of data whose bucket may already be reused, but
+    /// only in memory: on disk the pointer is still good.
+    pub fn is_invalid_in_memory_only(&self, bucket: BucketNr) -> bool {
+        self.state(bucket) == Use::Invalid
+    }
+
+    /// Whether stale keys should be swept before more buckets can be reused.
+    pub fn sweep_wanted(&self) -> bool {
+        self.sweep_wanted.get()
+    }
+
+    /// The generations that a sweep starting now may rely on: those of buckets that are not in
+    /// the middle of being invalidated.
+    pub fn sweep_start(&self) -> Vec<Gen> {
+        self.invalidated_since_sweep.set(0);
+        self.sweep_wanted.set(false);
+        let table = self.table.borrow();
+        (0..table.len())
+            .map(|b| match table[b].state {
+                Use::Invalid => table[b].oldest,
+                _ => self.gens.generation(BucketNr(b as u32)),
+            })
+            .collect()
+    }
+
+    /// A sweep is done: no pointer is older than what [`sweep_start`](Self::sweep_start) returned.
+    pub fn sweep_end(&self, oldest: &[Gen]) {
+        for (slot, &oldest) in self.table.borrow_mut().iter_mut().zip(oldest) {
+            slot.oldest = oldest;
+        }
+        self.reclaimable.notify();
+        self.wanted.notify();
+    }
+
+    fn low_water(&self) -> usize {
+        let n = self.gens.len();
+        let asked = self.asked.get() + self.reserve(Purpose::Node);
+        ((n / 32).clamp(4, 4096) + self.reserve(Purpose::Data)).max(asked)
+    }
+
+    fn near_gen_limit(&self, slot: &Bucket, bucket: BucketNr) -> bool {
+        let ahead = self.gens.generation(bucket).ahead_of(slot.oldest);
+        ahead >= MAX_GEN_DISTANCE as i8 - 1
+    }
+}

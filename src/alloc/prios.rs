@@ -1,0 +1,152 @@
+//! Priorities and generations on disk: written as a chain of buckets, read back at start.
+
+use std::rc::Rc;
+
+use super::{Alloc, Use};
+use crate::disk::{Disk, IoError, Stopped};
+use crate::format::prio::{PrioError, PrioSet, parse, per_bucket};
+use crate::journal::Shape;
+use crate::limits::{BTREE_PRIO, INITIAL_PRIO, meta_bucket_bytes};
+use crate::task::join_all;
+use crate::units::{BucketNr, Gen};
+
+/// Why the priorities could not be read.
+#[derive(Debug)]
+pub enum PrioReadError {
+    /// The chain names a bucket that is not on the device, or of the superblock or journal.
+    OutOfRange {
+        /// What it names.
+        bucket: u64,
+    },
+    /// The chain comes back to a bucket.
+    Cycle {
+        /// Which one.
+        bucket: BucketNr,
+    },
+    /// The device failed.
+    Io(BucketNr, IoError),
+    /// What stands there is no set of priorities.
+    Damaged(BucketNr, PrioError),
+}
+
+impl std::fmt::Display for PrioReadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OutOfRange { bucket } => {
+                write!(
+                    f,
+                    "the priorities are said to be in bucket {bucket}, which cannot be"
+                )
+            }
+            Self::Cycle { bucket } => {
+                write!(f, "the chain of priorities comes back to bucket {bucket}")
+            }
+            Self::Io(bucket, error) => {
+                write!(
+                    f,
+                    "the priorities in bucket {bucket} cannot be read: {error}"
+                )
+            }
+            Self::Damaged(bucket, error) => {
+                write!(f, "the priorities in bucket {bucket} are damaged: {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PrioReadError {}
+
+/// Priorities and generations of all buckets, and where they stood.
+#[derive(Debug)]
+pub struct Prios {
+    /// By bucket.
+    pub entries: Vec<(u16, Gen)>,
+    /// The buckets of the chain.
+    pub places: Vec<BucketNr>,
+    /// The number of the writing.
+    pub seq: u64,
+}
+
+/// Reads the chain that starts at bucket `first`.
+///
+/// # Errors
+/// See [`PrioReadError`].
+pub async fn read(disk: &Rc<dyn Disk>, shape: &Shape, first: u64) -> Result<Prios, PrioReadError> {
+    let nbuckets = shape.geometry.nbuckets as usize;
+    let mut prios = Prios {
+        entries: Vec::new(),
+        places: Vec::new(),
+        seq: 0,
+    };
+    let mut next = first;
+    while prios.entries.len() < nbuckets {
+        if next < u64::from(shape.geometry.first_bucket.0) || next >= shape.geometry.nbuckets {
+            return Err(PrioReadError::OutOfRange { bucket: next });
+        }
+        let bucket = BucketNr(next as u32);
+        if prios.places.contains(&bucket) {
+            return Err(PrioReadError::Cycle { bucket });
+        }
+        let buf = disk.alloc(meta_bucket_bytes(shape.geometry.bucket_sectors));
+        let (buf, done) = disk.read(shape.sector_of(bucket), buf).await;
+        done.map_err(|e| PrioReadError::Io(bucket, e))?;
+        let set = parse(&buf, shape.set_magic).map_err(|e| PrioReadError::Damaged(bucket, e))?;
+        prios.places.push(bucket);
+        prios.seq = prios.seq.max(set.seq);
+        prios.entries.extend(set.entries);
+        next = set.next_bucket;
+    }
+    prios.entries.truncate(nbuckets);
+    Ok(prios)
+}
+
+impl Alloc {
+    /// Takes over where the priorities stand, when a set is loaded.
+    pub fn adopt_prios(&self, places: Vec<BucketNr>, seq: u64) {
+        for &bucket in &places {
+            self.claim_meta(bucket);
+        }
+        self.prio_seq.set(seq);
+        *self.prios.borrow_mut() = places;
+    }
+
+    fn priority(&self, bucket: BucketNr, state: Use) -> u16 {
+        match state {
+            Use::Meta => BTREE_PRIO,
+            _ => INITIAL_PRIO.saturating_sub(self.gens.age(bucket)).max(1),
+        }
+    }
+
+    pub(super) async fn write_prio_chain(&self, places: &[BucketNr]) -> Result<(), Stopped> {
+        let bytes = meta_bucket_bytes(self.shape.geometry.bucket_sectors);
+        let each = per_bucket(bytes);
+        let mut writes = Vec::with_capacity(places.len());
+        for (i, &place) in places.iter().enumerate() {
+            let (from, to) = (i * each, ((i + 1) * each).min(self.gens.len()));
+            let set = PrioSet {
+                seq: self.prio_seq.get(),
+                version: 0,
+                next_bucket: places.get(i + 1).map_or(0, |b| b.0.into()),
+                entries: (from..to)
+                    .map(|b| {
+                        let bucket = BucketNr(b as u32);
+                        let state = self.state(bucket);
+                        (self.priority(bucket, state), self.gens.generation(bucket))
+                    })
+                    .collect(),
+            };
+            let mut buf = self.disk.alloc(bytes);
+            set.encode(self.shape.set_magic, &mut buf);
+            writes.push(self.disk.write(self.shape.sector_of(place), buf));
+        }
+        for ((_, done), place) in join_all(writes).await.into_iter().zip(places) {
+            done.map_err(|why| {
+                let name = self.disk.name();
+                self.latch.trip(format!(
+                    "the priorities were not written to bucket {place} of {name}: {why}"
+                ))
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! How buckets become free again: choice, invalidation, and the writing that makes it safe.
+//!
+//! One task does all of it, in rounds: scan the table in slices, raise the generations of the
+//! chosen buckets, write the priorities, and only then put them on the free list. A crash at any
+//! point leaves either the old generations with all old data, or the new ones.
+//!
+//! Bounds: a slice looks at [`SLICE`] buckets; a round takes at most a 64th of the device.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::rc::Rc;
+
+use super::{Alloc, Use};
+use crate::disk::Stopped;
+use crate::task::{either, yield_now};
+use crate::units::BucketNr;
+
+/// Buckets looked at in one step of the poller: about 10 µs.
+const SLICE: usize = 2048;
+
+impl Alloc {
+    /// The task that keeps the free list filled. Ends when the latch trips or on `stop`.
+    pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
+        loop {
+            if self.latch.check().is_err() || self.stopping.get() {
+                self.running.set(false);
+                self.freed.notify();
+                return;
+            }
+            if self.free.borrow().len() >= self.low_water() {
+                self.wanted.wait().await;
+                continue;
+            }
+            // From before the look at the table: what changes under it must not be missed.
+            let changed = self.reclaimable.wait();
+            let chosen = self.choose(self.round()).await;
+            let chosen = self.invalidate(chosen);
+            if chosen.is_empty() {
+                self.starve();
+                changed.await;
+                continue;
+            }
+            self.starving.set(false);
+            self.wait_for_journal().await;
+            if self.write_prios().await.is_err() {
+                continue;
+            }
+            for bucket in chosen {
+                self.set_state(bucket, Use::Free);
+                self.free.borrow_mut().push_back(bucket);
+            }
+            self.freed.notify();
+        }
+    }
+
+    /// Lets the btree's writer make room in a journal that is nearly full, rather than take the last
+    /// of it; unless it is that writer who waits for buckets.
+    async fn wait_for_journal(&self) {
+        while self.journal.is_low()
+            && self.asked.get() == 0
+            && self.latch.check().is_ok()
+            && !self.stopping.get()
+        {
+            self.journal.reclaim.notify();
+            either(self.wanted.wait(), self.journal.entry_written()).await;
+        }
+    }
+
+    /// Writes the priorities for the last time, after the round that may be under way.
+    pub async fn stop_and_write(&self) -> Result<(), Stopped> {
+        self.stop();
+        while self.running.get() {
+            self.latch.check()?;
+            self.freed.wait().await;
+        }
+        self.write_prios().await
+    }
+
+    /// Ends [`run`](Self::run).
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.wanted.notify();
+        self.reclaimable.notify();
+    }
+
+    /// Puts as many empty buckets on the free list as one writing of the priorities takes: once,
+    /// when a set has been loaded. Without them the first round could not write what makes its
+    /// buckets free. Safe without that writing because all that was loaded is durable, and nothing
+    /// of it names these buckets in their generation.
+    ///
+    /// False when there are not enough.
+    pub fn start_from_empty(&self) -> bool {
+        let mut missing = self.prio_buckets();
+        for b in 0..self.gens.len() as u32 {
+            if missing == 0 {
+                break;
+            }
+            let bucket = BucketNr(b);
+            let slot = self.table.borrow()[bucket.index()];
+            let empty = slot.state == Use::Data && slot.live_sectors == 0;
+            if empty && !self.near_gen_limit(&slot, bucket) {
+                let next = self.gens.generation(bucket).next();
+                self.gens.set_generation(bucket, next);
+                self.free_unreferenced(bucket);
+                missing -= 1;
+            }
+        }
+        missing == 0
+    }
+
+    fn round(&self) -> usize {
+        let missing = self.low_water() - self.free.borrow().len();
+        missing.max(self.gens.len() / 64).clamp(4, 16384)
+    }
+
+    fn starve(&self) {
+        let free = self.free.borrow().len();
+        self.starving.set(true);
+        if self.invalidated_since_sweep.get() > 0 {
+            self.sweep_wanted.set(true);
+            self.sweep_due.notify();
+        }
+        self.freed.notify();
+        log::debug!("no bucket can be reused now; {free} are free");
+    }
+
+    /// The best buckets to reuse: empty ones first, then those longest without use.
+    async fn choose(&self, n: usize) -> Vec<BucketNr> {
+        let mut best: BinaryHeap<Reverse<(u32, u32)>> = BinaryHeap::with_capacity(n + 1);
+        let mut limited = 0u64;
+        for start in (0..self.gens.len()).step_by(SLICE) {
+            if start > 0 {
+                yield_now().await;
+            }
+            let table = self.table.borrow();
+            let end = (start + SLICE).min(table.len());
+            for (at, slot) in table[start..end].iter().enumerate() {
+                let bucket = BucketNr((start + at) as u32);
+                if slot.state != Use::Data || slot.pins > 0 || slot.dirty_sectors > 0 {
+                    continue;
+                }
+                if self.near_gen_limit(slot, bucket) {
+                    limited += 1;
+                    continue;
+                }
+                let score = match slot.live_sectors {
+                    0 => u32::MAX,
+                    _ => self.gens.age(bucket).into(),
+                };
+                if best.len() < n {
+                    best.push(Reverse((score, bucket.0)));
+                } else if best.peek().is_some_and(|w| w.0.0 < score) {
+                    best.pop();
+                    best.push(Reverse((score, bucket.0)));
+                }
+            }
+        }
+        if limited > 0 {
+            self.sweep_wanted.set(true);
+            self.sweep_due.notify();
+        }
+        best.into_iter().map(|r| BucketNr(r.0.1)).collect()
+    }
+
+    /// Raises the generations of those that may still be invalidated.
+    fn invalidate(&self, chosen: Vec<BucketNr>) -> Vec<BucketNr> {
+        let mut done = Vec::with_capacity(chosen.len());
+        for bucket in chosen {
+            let slot = self.table.borrow()[bucket.index()];
+            if slot.state != Use::Data || slot.pins > 0 || slot.dirty_sectors > 0 {
+                continue;
+            }
+            self.set_state(bucket, Use::Invalid);
+            self.table.borrow_mut()[bucket.index()].live_sectors = 0;
+            let next = self.gens.generation(bucket).next();
+            self.gens.set_generation(bucket, next);
+            done.push(bucket);
+        }
+        let since = self.invalidated_since_sweep.get() + done.len() as u64;
+        self.invalidated_since_sweep.set(since);
+        // Stale keys cost memory and node space: half a device's worth of them is enough.
+        if since > self.gens.len() as u64 / 2 {
+            self.sweep_wanted.set(true);
+            self.sweep_due.notify();
+        }
+        done
+    }
+
+    /// Writes priorities and generations as they are now, and makes them the ones that count.
+    pub async fn write_prios(&self) -> Result<(), Stopped> {
+        let n = self.prio_buckets();
+        let mut places = Vec::with_capacity(n);
+        for _ in 0..n {
+            match self.take(super::Purpose::Prio) {
+                Some((bucket, _)) => places.push(bucket),
+                None => {
+                    for bucket in places {
+                        self.free_unreferenced(bucket);
+                    }
+                    let why = "no bucket left for the priorities".to_string();
+                    return Err(self.latch.trip(why));
+                }
+            }
+        }
+        self.prio_seq.set(self.prio_seq.get() + 1);
+        self.write_prio_chain(&places).await?;
+        self.journal.set_roots(|r| r.prio_bucket = places[0]);
+        self.journal.commit_roots().await?;
+        for old in self.prios.replace(places) {
+            self.free_unreferenced(old);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,496 @@
+//! The btree: which sectors of which volume are cached where, in memory and on disk.
+//!
+//! In memory the whole map is in lockless indexes, one a volume ([`crate::index`]); they are the
+//! truth. Nodes are the disk's view of it. A *leaf* covers a range of positions and remembers only
+//! which spans of it have changed since its bucket was written, and the journal entry that it
+//! pins. Writing a leaf means: look the spans up in the index, write what stands there now, and
+//! deletions where nothing does. So a set of keys that is written is always sorted, free of
+//! overlaps, and as new as memory.
+//!
+//! ```text
+//! insert ─▶ journal entry (pinned by the leaf) ─▶ index ─▶ span noted in the leaf
+//!                                   flush of the leaf: index ─▶ bset ─▶ pin given back
+//! ```
+//!
+//! What is journalled: everything that concerns dirty data, and every removal that a later write to
+//! the backing device relies on. Clean data may enter the index without an entry: losing them in a
+//! crash loses nothing.
+//!
+//! After a crash each leaf on disk is one of its past states; the journal from `last_seq` on brings
+//! every range at least to the state of the last commit.
+
+mod load;
+mod nodes;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::alloc::Alloc;
+use crate::disk::{Disk, DoneFuture, Latch, Stopped};
+use crate::format::key::{Key, Ptr};
+use crate::index::{Domain, Extent, Index, Lookup, Writer};
+use crate::journal::{Journal, Shape};
+use crate::rng::Rng;
+use crate::task::Notify;
+use crate::units::{Inode, JournalSeq, Sector};
+
+pub use load::LoadError;
+use nodes::{NodeId, Nodes, Span};
+use write::Deferred;
+
+/// A position in the order of keys.
+pub type Pos = (Inode, Sector);
+
+/// Spans that a leaf collects before it is written although nothing presses: some 2000 keys are a
+/// run of 48 KiB, a good write.
+const PENDING_SPANS: usize = 2048;
+
+/// The longest range that one deletion key covers: the largest power of two that a key's size holds.
+const DELETE_SECTORS_MAX: u64 = 32768;
+
+/// The journal has no room: nothing was changed, wait for [`Journal::room`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalFull;
+
+/// What is cached of one volume.
+struct Space {
+    writer: Writer,
+    dirty_sectors: u64,
+}
+
+/// Flushes the backing devices that hold unflushed data of clean keys.
+pub type Barrier = Box<dyn Fn() -> DoneFuture>;
+
+/// The btree of a running set.
+pub struct Tree {
+    disk: Rc<dyn Disk>,
+    shape: Shape,
+    latch: Rc<Latch>,
+    /// The journal that pins are taken in.
+    pub journal: Rc<Journal>,
+    /// Where buckets come from.
+    pub alloc: Rc<Alloc>,
+    domain: Arc<Domain>,
+    rng: Rc<Rng>,
+    spaces: RefCell<BTreeMap<Inode, Space>>,
+    nodes: RefCell<Nodes>,
+    barrier: RefCell<Option<Barrier>>,
+    /// What waits for the root in memory to be durable.
+    deferred: RefCell<Deferred>,
+    work: Notify,
+    idle: Notify,
+    /// The writer is in the middle of a round.
+    busy: Cell<bool>,
+    /// Rounds that the writer has finished.
+    rounds: Cell<u64>,
+    stopping: Cell<bool>,
+}
+
+/// Size of the tree, for people.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TreeStats {
+    /// Levels above the leaves.
+    pub depth: u16,
+    /// Nodes on disk.
+    pub nodes: u64,
+    /// Extents in memory, stale ones included.
+    pub extents: u64,
+    /// Bytes of memory for them.
+    pub index_bytes: u64,
+}
+
+impl Tree {
+    /// A tree without nodes: [`create`](Self::create) or `load` one.
+    pub fn new(
+        disk: Rc<dyn Disk>,
+        shape: Shape,
+        latch: Rc<Latch>,
+        journal: Rc<Journal>,
+        alloc: Rc<Alloc>,
+        domain: Arc<Domain>,
+        rng: Rc<Rng>,
+    ) -> Rc<Tree> {
+        Rc::new(Tree {
+            disk,
+            shape,
+            latch,
+            journal,
+            alloc,
+            domain,
+            rng,
+            spaces: RefCell::default(),
+            nodes: RefCell::default(),
+            barrier: RefCell::default(),
+            deferred: RefCell::default(),
+            work: Notify::default(),
+            idle: Notify::default(),
+            busy: Cell::new(false),
+            rounds: Cell::new(0),
+            stopping: Cell::new(false),
+        })
+    }
+
+    /// Sets what must be durable before clean keys are.
+    pub fn set_barrier(&self, barrier: Barrier) {
+        *self.barrier.borrow_mut() = Some(barrier);
+    }
+
+    /// The readers' side of a volume's map.
+    pub fn index(&self, inode: Inode) -> Arc<Index> {
+        self.with_space(inode, |space| space.writer.index())
+    }
+
+    /// The domain in which readers of the indexes register.
+    pub fn domain(&self) -> Arc<Domain> {
+        self.domain.clone()
+    }
+
+    /// The bytes of memory that a reader sees, and how many nodes there are.
+    pub fn stats(&self) -> TreeStats {
+        let spaces = self.spaces.borrow();
+        TreeStats {
+            depth: self.journal.roots().level,
+            nodes: self.nodes.borrow().count() as u64,
+            extents: spaces.values().map(|s| s.writer.len()).sum(),
+            index_bytes: spaces.values().map(|s| s.writer.bytes()).sum(),
+        }
+    }
+
+    /// The dirty sectors of a volume.
+    pub fn dirty_sectors(&self, inode: Inode) -> u64 {
+        self.spaces
+            .borrow()
+            .get(&inode)
+            .map_or(0, |s| s.dirty_sectors)
+    }
+
+    /// The inodes that have extents.
+    pub fn inodes(&self) -> Vec<Inode> {
+        let spaces = self.spaces.borrow();
+        spaces
+            .iter()
+            .filter(|(_, s)| !s.writer.is_empty())
+            .map(|(&i, _)| i)
+            .collect()
+    }
+
+    fn with_space<R>(&self, inode: Inode, f: impl FnOnce(&mut Space) -> R) -> R {
+        let mut spaces = self.spaces.borrow_mut();
+        f(spaces.entry(inode).or_insert_with(|| Space {
+            writer: Writer::new(self.domain.clone()),
+            dirty_sectors: 0,
+        }))
+    }
+
+    /// Whether a pointer still means what it meant.
+    pub fn is_fresh(&self, extent: &Extent) -> bool {
+        let gens = &self.alloc.gens;
+        gens.generation(gens.bucket_of(extent.at)) == extent.generation
+    }
+
+    /// What covers a sector; a stale extent is reported like any other.
+    pub fn lookup(&self, inode: Inode, at: Sector) -> Lookup {
+        self.with_space(inode, |space| space.writer.lookup(at))
+    }
+
+    /// Calls `f` for every extent that intersects the range, in order, until it returns false.
+    /// `f` must not call back into the tree.
+    pub fn scan(
+        &self,
+        inode: Inode,
+        start: Sector,
+        end: Sector,
+        f: &mut dyn FnMut(Extent) -> bool,
+    ) {
+        if let Some(space) = self.spaces.borrow().get(&inode) {
+            space.writer.scan(start, end, f);
+        }
+    }
+
+    /// Inserts an extent and journals it.
+    ///
+    /// # Errors
+    /// [`JournalFull`], and then nothing has changed.
+    pub fn insert(&self, inode: Inode, extent: Extent) -> Result<(), JournalFull> {
+        let key = key_of(inode, &extent);
+        let seq = self.journal.add(&key).ok_or(JournalFull)?;
+        self.apply(inode, extent);
+        self.mark(inode, extent.start, extent.end(), Some(seq));
+        Ok(())
+    }
+
+    /// Inserts a clean extent that a crash may forget.
+    pub fn insert_unlogged(&self, inode: Inode, extent: Extent) {
+        assert!(!extent.dirty);
+        self.apply(inode, extent);
+        self.mark(inode, extent.start, extent.end(), None);
+    }
+
+    /// Inserts an extent from the journal: its entry is pinned already or will be by this.
+    pub(crate) fn replay(&self, inode: Inode, key: &Key, seq: JournalSeq) {
+        match key.data() {
+            Some(ptr) if key.size_sectors > 0 => {
+                let extent = extent_of(key, ptr);
+                self.with_space(inode, |s| s.writer.insert(extent, &mut |_| ()));
+            }
+            _ => self.with_space(inode, |s| {
+                s.writer.remove(key.start(), key.end, &mut |_| ());
+            }),
+        }
+        if key.size_sectors > 0 {
+            self.mark(inode, key.start(), key.end, Some(seq));
+        }
+    }
+
+    fn apply(&self, inode: Inode, extent: Extent) {
+        let (alloc, gens) = (&self.alloc, &self.alloc.gens);
+        self.with_space(inode, |space| {
+            let dirty = &mut space.dirty_sectors;
+            space.writer.insert(extent, &mut |old: Extent| {
+                count_out(alloc, &old, dirty);
+            });
+            let bucket = gens.bucket_of(extent.at);
+            alloc.add(bucket, extent.generation, extent.sectors, extent.dirty);
+            if extent.dirty {
+                *dirty += u64::from(extent.sectors);
+            }
+        });
+    }
+
+    /// Removes what the index has in a range, a bounded part of it a step, each part with its
+    /// deletion in the journal. What is dirty is kept when `keep_dirty` says so.
+    pub async fn delete(
+        &self,
+        inode: Inode,
+        start: Sector,
+        end: Sector,
+        keep_dirty: bool,
+    ) -> Result<(), Stopped> {
+        let mut at = start;
+        while at < end {
+            let mut runs: Vec<(Sector, Sector)> = Vec::new();
+            let mut next = end;
+            self.scan(inode, at, end, &mut |e| {
+                if runs.len() == 64 {
+                    next = e.start;
+                    return false;
+                }
+                if keep_dirty && e.dirty && self.is_fresh(&e) {
+                    return true;
+                }
+                let (from, to) = (e.start.max(at), e.end().min(end));
+                match runs.last_mut() {
+                    Some(run) if run.1 == from && to.0 - run.0.0 <= DELETE_SECTORS_MAX => {
+                        run.1 = to;
+                    }
+                    _ => runs.push((from, to)),
+                }
+                true
+            });
+            for &(from, to) in &runs {
+                self.delete_run(inode, from, to).await?;
+            }
+            at = next.max(at);
+            if runs.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_run(&self, inode: Inode, start: Sector, end: Sector) -> Result<(), Stopped> {
+        let key = Key {
+            inode,
+            end,
+            size_sectors: (end - start) as u32,
+            dirty: false,
+            ptr: None,
+        };
+        let seq = loop {
+            match self.journal.add(&key) {
+                Some(seq) => break seq,
+                None => self.journal.room().await?,
+            }
+        };
+        self.remove_counted(inode, start, end);
+        self.mark(inode, start, end, Some(seq));
+        Ok(())
+    }
+
+    fn remove_counted(&self, inode: Inode, start: Sector, end: Sector) {
+        let alloc = &self.alloc;
+        self.with_space(inode, |space| {
+            let dirty = &mut space.dirty_sectors;
+            space.writer.remove(start, end, &mut |old: Extent| {
+                count_out(alloc, &old, dirty);
+            });
+        });
+    }
+
+    /// Removes a stale extent without a word in the journal (see [`crate::gc`]).
+    pub(crate) fn forget_stale(&self, inode: Inode, extent: &Extent) {
+        debug_assert!(!self.is_fresh(extent));
+        self.remove_counted(inode, extent.start, extent.end());
+        self.mark(inode, extent.start, extent.end(), None);
+    }
+
+    /// Marks as clean what is still at `extent.at`. To be called once the data are durable on the
+    /// backing device.
+    ///
+    /// # Errors
+    /// [`JournalFull`]: some pieces may be clean by then; call again.
+    pub fn clean(&self, inode: Inode, extent: &Extent) -> Result<u64, JournalFull> {
+        let mut pieces: Vec<Extent> = Vec::new();
+        let (start, end) = (extent.start, extent.end());
+        self.scan(inode, start, end, &mut |e| {
+            let same = e.dirty
+                && e.generation == extent.generation
+                && e.at.0.wrapping_sub(e.start.0) == extent.at.0.wrapping_sub(extent.start.0);
+            if same {
+                pieces.push(e.cut(e.start.max(start), e.end().min(end)));
+            }
+            true
+        });
+        let mut cleaned = 0;
+        for mut piece in pieces {
+            piece.dirty = false;
+            self.insert(inode, piece)?;
+            cleaned += u64::from(piece.sectors);
+        }
+        Ok(cleaned)
+    }
+
+    /// Counts all fresh extents into the allocator: once, when a set has been loaded.
+    ///
+    /// # Errors
+    /// An extent that lies in a bucket of metadata.
+    pub(crate) fn count_all(&self) -> Result<(), LoadError> {
+        let (alloc, gens) = (&self.alloc, &self.alloc.gens);
+        for (&inode, space) in self.spaces.borrow_mut().iter_mut() {
+            let (mut dirty, mut bad) = (0, None);
+            space.writer.scan(Sector(0), Sector::MAX, &mut |e| {
+                let bucket = gens.bucket_of(e.at);
+                if gens.generation(bucket) != e.generation {
+                    return true;
+                }
+                if alloc.state(bucket) != crate::alloc::Use::Data {
+                    bad = Some(LoadError::DataInMeta { inode, bucket });
+                    return false;
+                }
+                let (live, _) = alloc.sectors(bucket);
+                if live + e.sectors > self.shape.geometry.bucket_sectors {
+                    bad = Some(LoadError::Overfull { inode, bucket });
+                    return false;
+                }
+                alloc.add(bucket, e.generation, e.sectors, e.dirty);
+                dirty += if e.dirty { u64::from(e.sectors) } else { 0 };
+                true
+            });
+            if let Some(bad) = bad {
+                return Err(bad);
+            }
+            space.dirty_sectors = dirty;
+        }
+        Ok(())
+    }
+
+    /// Notes that a range has changed, and pins the entry that says so.
+    fn mark(&self, inode: Inode, start: Sector, end: Sector, seq: Option<JournalSeq>) {
+        let mut nodes = self.nodes.borrow_mut();
+        let mut at = start;
+        while at < end {
+            let (leaf_end, id) = nodes.leaf_after((inode, at));
+            let stop = if leaf_end.0 == inode {
+                end.min(leaf_end.1)
+            } else {
+                end
+            };
+            let full = nodes.note(
+                id,
+                Span {
+                    inode,
+                    start: at,
+                    end: stop,
+                },
+            );
+            if let Some(seq) = seq {
+                if nodes.pin(id, seq) {
+                    self.journal.pin(seq);
+                }
+            }
+            if full {
+                self.work.notify();
+            }
+            at = stop;
+        }
+    }
+
+    /// Frees memory that no reader can see any more.
+    pub fn reclaim(&self) {
+        for space in self.spaces.borrow_mut().values_mut() {
+            space.writer.reclaim();
+        }
+    }
+
+    /// The cache device.
+    pub fn cache_disk(&self) -> Rc<dyn Disk> {
+        self.disk.clone()
+    }
+
+    /// Whether the tree is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Ends [`run`](Self::run).
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.work.notify();
+        self.idle.notify();
+    }
+}
+
+fn count_out(alloc: &Alloc, old: &Extent, dirty: &mut u64) {
+    let bucket = alloc.gens.bucket_of(old.at);
+    if alloc.gens.generation(bucket) == old.generation {
+        alloc.sub(bucket, old.generation, old.sectors, old.dirty);
+        if old.dirty {
+            *dirty -= u64::from(old.sectors);
+        }
+    }
+}
+
+/// The key of an extent.
+pub fn key_of(inode: Inode, extent: &Extent) -> Key {
+    Key {
+        inode,
+        end: extent.end(),
+        size_sectors: extent.sectors,
+        dirty: extent.dirty,
+        ptr: Some(Ptr::new(0, extent.at, extent.generation)),
+    }
+}
+
+/// The extent of a key.
+pub fn extent_of(key: &Key, ptr: Ptr) -> Extent {
+    Extent {
+        start: key.start(),
+        sectors: key.size_sectors,
+        at: ptr.sector(),
+        generation: ptr.generation(),
+        dirty: key.dirty,
+    }
+}
+
+impl Nodes {
+    /// The leaf whose range holds the position just behind `pos`.
+    fn leaf_after(&self, pos: Pos) -> (Pos, NodeId) {
+        let mut behind = self.leaves.range((Excluded(pos), Unbounded));
+        let (&end, &id) = behind.next().expect("the last leaf ends at MAX_KEY");
+        (end, id)
+    }
+}

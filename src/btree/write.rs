@@ -1,0 +1,644 @@
+//! Writing nodes: one task, so nothing but it ever changes what is on disk of the tree.
+//!
+//! Appending a run to a node on disk happens in two steps: all but its first disk block, then —
+//! after a flush — that block, which carries the checksum and makes the run count. So a run is
+//! there whole or not at all, for us and for the kernel, and the flush between also makes durable
+//! the data that its keys point to. A node that is full is written anew, in one bucket or several;
+//! its parent learns of it by a run that is written in the same way, up to the root, whose place
+//! stands in the journal. Only at the end of the round are pins given back and, when the root is
+//! durable, old buckets released.
+//!
+//! Bounds: a round writes at most [`ROUND`] leaves; a run is at most a node long.
+
+use std::rc::Rc;
+
+use super::nodes::{Node, NodeId, Span};
+use super::{Pos, Tree, key_of};
+use crate::alloc::Purpose;
+use crate::disk::{IoError, Stopped};
+use crate::format::bset::{self, set_blocks};
+use crate::format::key::{Key, Ptr, encoded_bytes};
+use crate::limits::fresh_node_sectors;
+use crate::task::{either, join_all, yield_now};
+use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
+
+/// Leaves that are written with one flush.
+const ROUND: usize = 32;
+
+/// The longest range of one deletion key.
+const DELETE_SECTORS_MAX: u64 = super::DELETE_SECTORS_MAX;
+
+/// A run on its way to the disk.
+struct Append {
+    id: NodeId,
+    sector: Sector,
+    bytes: Vec<u8>,
+    blocks: u32,
+    pin: Option<JournalSeq>,
+}
+
+/// What a round holds back until the newest root is named by all further journal entries (the pins)
+/// or durable (the buckets: nodes under the old root must stay as they are until then). One journal entry serves a whole round, however many nodes it rewrote.
+#[derive(Default)]
+pub(super) struct Deferred {
+    root_changed: bool,
+    /// Buckets of replaced nodes, with the generations that no pointer to them has.
+    buckets: Vec<(BucketNr, Gen)>,
+    pins: Vec<JournalSeq>,
+}
+
+/// A child that its parent is about to lose.
+struct Freed {
+    id: NodeId,
+    /// The generation that no pointer to the old node has.
+    generation: Gen,
+}
+
+impl Tree {
+    /// The writer of nodes. Ends when the latch trips or on [`stop`](Tree::stop).
+    pub async fn run(self: Rc<Self>) {
+        loop {
+            if self.latch.check().is_err() || self.stopping.get() {
+                self.idle.notify();
+                return;
+            }
+            let upto = self.journal.reclaim_target();
+            let due = self.nodes.borrow_mut().due(upto, ROUND);
+            let inner = self.nodes.borrow_mut().due_inner();
+            self.busy.set(true);
+            // What fails trips the latch, which ends the loop.
+            let _ = match inner {
+                _ if !due.is_empty() => {
+                    if let Some(id) = inner {
+                        self.nodes.borrow_mut().demand_inner(id);
+                    }
+                    self.write_leaves(due).await
+                }
+                Some(id) => match self.rewrite_inner(id).await {
+                    Ok(()) => self.settle().await,
+                    Err(Stopped) => Err(Stopped),
+                },
+                None => {
+                    self.busy.set(false);
+                    self.idle.notify();
+                    self.wait_for_work().await;
+                    Ok(())
+                }
+            };
+            self.busy.set(false);
+            self.rounds.set(self.rounds.get() + 1);
+            self.idle.notify();
+            yield_now().await;
+        }
+    }
+
+    async fn wait_for_work(&self) {
+        either(self.work.wait(), self.journal.reclaim.wait()).await
+    }
+
+    /// Writes everything that is pending now.
+    pub async fn flush(&self) -> Result<(), Stopped> {
+        self.nodes.borrow_mut().demand_leaves();
+        self.drain_demand().await
+    }
+
+    /// Writes anew all inner nodes that carry keys of freed children now.
+    pub(crate) async fn flush_inner(&self) -> Result<(), Stopped> {
+        self.nodes.borrow_mut().demand_freed();
+        self.drain_demand().await
+    }
+
+    async fn drain_demand(&self) -> Result<(), Stopped> {
+        self.work.notify();
+        while self.nodes.borrow().has_demand() {
+            self.latch.check()?;
+            self.idle.wait().await;
+        }
+        // What was taken last may still be on its way.
+        let round = self.rounds.get();
+        while self.busy.get() && self.rounds.get() == round {
+            self.latch.check()?;
+            self.idle.wait().await;
+        }
+        self.latch.check()
+    }
+
+    fn node_sectors(&self) -> u32 {
+        fresh_node_sectors(self.shape.geometry.bucket_sectors)
+    }
+
+    fn block_sectors(&self) -> u32 {
+        self.shape.geometry.block_sectors
+    }
+
+    /// How many bytes of keys a fresh node may start with, so that there is room to append.
+    fn fill_bytes(&self) -> usize {
+        let node_bytes = self.node_sectors() as usize * SECTOR_BYTES;
+        let one_block = self.shape.block_bytes();
+        // Two thirds, but in a node of very few blocks at least a block is left for a run.
+        let fill = (node_bytes * 2 / 3).min(node_bytes - one_block.min(node_bytes / 2));
+        fill - bset::HEADER_BYTES
+    }
+
+    async fn write_leaves(&self, due: Vec<NodeId>) -> Result<(), Stopped> {
+        let (mut appends, mut full) = (Vec::new(), Vec::new());
+        for id in due {
+            match self.plan_append(id) {
+                Plan::Nothing => {}
+                Plan::Append(append) => appends.push(append),
+                Plan::Rewrite => full.push(id),
+            }
+        }
+        if !appends.is_empty() {
+            self.write_appends(appends).await?;
+        }
+        for id in full {
+            self.rewrite_leaf(id).await?;
+        }
+        self.settle().await
+    }
+
+    /// Makes the newest root durable if it changed, and lets go of what had to wait for that.
+    async fn settle(&self) -> Result<(), Stopped> {
+        let done = self.deferred.take();
+        // First, so that the entry which names the new root says too what it makes superfluous: no
+        // entry that is written from now on names the old one.
+        for seq in done.pins {
+            self.journal.unpin(seq);
+        }
+        if done.root_changed {
+            self.journal.commit_roots().await?;
+        }
+        for (bucket, generation) in done.buckets {
+            self.alloc.release_meta(bucket, generation);
+        }
+        Ok(())
+    }
+
+    /// Waits until so many nodes can be taken. What the round holds back may be what is missing.
+    async fn nodes_ready(&self, need: usize) -> Result<(), Stopped> {
+        if !self.alloc.take_ready(need) {
+            self.settle().await?;
+        }
+        self.alloc.nodes_ready(need).await
+    }
+
+    fn plan_append(&self, id: NodeId) -> Plan {
+        let mut nodes = self.nodes.borrow_mut();
+        if nodes.get(id).pending.is_empty() && nodes.get(id).pin.is_none() {
+            return Plan::Nothing;
+        }
+        let spans = merge_spans(nodes.get(id).pending.clone());
+        let keys = self.keys_of_spans(&spans);
+        let node = nodes.get(id);
+        let blocks = set_blocks(encoded_bytes(&keys), self.block_sectors());
+        if (node.written_blocks + blocks) * self.block_sectors() > node.sectors {
+            return Plan::Rewrite;
+        }
+        let (ptr, seq, at_block) = (node.ptr, node.seq, node.written_blocks);
+        let (_, pin) = nodes.take_pending(id);
+        drop(nodes);
+        if keys.is_empty() {
+            if let Some(seq) = pin {
+                self.journal.unpin(seq);
+            }
+            return Plan::Nothing;
+        }
+        Plan::Append(self.append_of(id, ptr, seq, at_block, &keys, pin))
+    }
+
+    fn append_of(
+        &self,
+        id: NodeId,
+        ptr: Ptr,
+        seq: u64,
+        at_block: u32,
+        keys: &[Key],
+        pin: Option<JournalSeq>,
+    ) -> Append {
+        let mut bytes = Vec::new();
+        let block_sectors = self.block_sectors();
+        let magic = self.shape.set_magic;
+        let blocks = bset::set_encode(seq, ptr, magic, keys, block_sectors, &mut bytes);
+        Append {
+            id,
+            sector: ptr.sector() + u64::from(at_block * block_sectors),
+            bytes,
+            blocks,
+            pin,
+        }
+    }
+
+    /// What the index has in the spans, with deletions where it has nothing.
+    fn keys_of_spans(&self, spans: &[Span]) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for span in spans {
+            let mut at = span.start;
+            self.scan(span.inode, span.start, span.end, &mut |e| {
+                if self.is_fresh(&e) {
+                    let cut = e.cut(e.start.max(span.start), e.end().min(span.end));
+                    push_deletions(&mut keys, span.inode, at, cut.start);
+                    keys.push(key_of(span.inode, &cut));
+                    at = cut.end();
+                }
+                true
+            });
+            push_deletions(&mut keys, span.inode, at, span.end);
+        }
+        keys
+    }
+
+    async fn write_appends(&self, appends: Vec<Append>) -> Result<(), Stopped> {
+        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
+        let tails = appends.iter().filter(|a| a.bytes.len() > head_bytes);
+        let tails = tails
+            .map(|a| {
+                let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
+                buf.copy_from_slice(&a.bytes[head_bytes..]);
+                let at = a.sector + u64::from(self.disk.block_sectors());
+                self.disk.write(at, buf)
+            })
+            .collect();
+        for (_, done) in join_all(tails).await {
+            self.written(done)?;
+        }
+        self.flush_data().await?;
+        let heads = appends
+            .iter()
+            .map(|a| {
+                let mut buf = self.disk.alloc(head_bytes);
+                buf.copy_from_slice(&a.bytes[..head_bytes]);
+                self.disk.write(a.sector, buf)
+            })
+            .collect();
+        for (_, done) in join_all(heads).await {
+            self.written(done)?;
+        }
+        for append in appends {
+            self.nodes.borrow_mut().get_mut(append.id).written_blocks += append.blocks;
+            if let Some(seq) = append.pin {
+                self.journal.unpin(seq);
+            }
+        }
+        Ok(())
+    }
+
+    fn written(&self, done: Result<(), IoError>) -> Result<(), Stopped> {
+        done.map_err(|why| {
+            let name = self.disk.name();
+            self.latch
+                .trip(format!("a btree node was not written to {name}: {why}"))
+        })
+    }
+
+    /// Makes durable what the keys about to be written speak of: data on the cache device, and on
+    /// the backing devices what clean keys claim to be there.
+    async fn flush_data(&self) -> Result<(), Stopped> {
+        let backing = self.barrier.borrow().as_ref().map(|barrier| barrier());
+        let cache = self.disk.flush();
+        if let Some(backing) = backing {
+            // A backing device that fails keeps its clean keys from nothing: they are dropped
+            // with the extents when its errors show. The set goes on.
+            if let Err(why) = backing.await {
+                log::warn!("a backing device was not flushed before a btree write: {why}");
+            }
+        }
+        let done = cache.await;
+        self.written(done)
+    }
+
+    async fn rewrite_leaf(&self, id: NodeId) -> Result<(), Stopped> {
+        let (start, end) = {
+            let nodes = self.nodes.borrow();
+            (nodes.get(id).start, nodes.get(id).end)
+        };
+        let (parts, pin) = loop {
+            let parts = split(self.keys_of_range(start, end), self.fill_bytes());
+            let need = parts.len() + self.nodes_for_parents();
+            if self.alloc.take_ready(need) {
+                let (_, pin) = self.nodes.borrow_mut().take_pending(id);
+                break (parts, pin);
+            }
+            self.nodes_ready(need).await?;
+        };
+        let new = self.write_new(0, start, end, parts).await?;
+        let parent = self.nodes.borrow().get(id).parent;
+        self.replace(parent, vec![id], &new).await?;
+        self.swap_leaf(id, &new);
+        self.deferred.borrow_mut().pins.extend(pin);
+        Ok(())
+    }
+
+    /// Nodes that the levels above may take when a child is replaced: each may split in two.
+    fn nodes_for_parents(&self) -> usize {
+        2 * usize::from(self.journal.roots().level) + 1
+    }
+
+    /// All fresh extents in a range of positions as keys.
+    fn keys_of_range(&self, start: Pos, end: Pos) -> Vec<Key> {
+        let mut keys = Vec::new();
+        let inodes: Vec<Inode> = {
+            let spaces = self.spaces.borrow();
+            spaces.range(start.0..=end.0).map(|(&i, _)| i).collect()
+        };
+        for inode in inodes {
+            let from = if inode == start.0 { start.1 } else { Sector(0) };
+            let to = if inode == end.0 { end.1 } else { Sector::MAX };
+            self.scan(inode, from, to, &mut |e| {
+                if self.is_fresh(&e) {
+                    let cut = e.cut(e.start.max(from), e.end().min(to));
+                    keys.push(key_of(inode, &cut));
+                }
+                true
+            });
+        }
+        keys
+    }
+
+    /// Writes new nodes of one level that together cover a range; they are in no parent yet.
+    async fn write_new(
+        &self,
+        level: u16,
+        start: Pos,
+        end: Pos,
+        parts: Vec<Vec<Key>>,
+    ) -> Result<Vec<NodeId>, Stopped> {
+        let (mut ids, mut writes, mut from) = (Vec::new(), Vec::new(), start);
+        let last = parts.len() - 1;
+        for (i, keys) in parts.into_iter().enumerate() {
+            let Some((bucket, generation)) = self.alloc.take(Purpose::Node) else {
+                let why = "no bucket left for a btree node".to_string();
+                return Err(self.latch.trip(why));
+            };
+            let ptr = Ptr::new(0, self.shape.sector_of(bucket), generation);
+            let to = match keys.last() {
+                Some(key) if i < last => key.position(),
+                _ => end,
+            };
+            let mut node = Node::new(level, from, to, ptr, bucket, self.node_sectors());
+            node.seq = self.rng.nonzero();
+            let mut bytes = Vec::new();
+            node.written_blocks = bset::set_encode(
+                node.seq,
+                ptr,
+                self.shape.set_magic,
+                &keys,
+                self.block_sectors(),
+                &mut bytes,
+            );
+            assert!(node.written_blocks * self.block_sectors() <= node.sectors);
+            let mut buf = self.disk.alloc(bytes.len());
+            buf.copy_from_slice(&bytes);
+            writes.push(self.disk.write(ptr.sector(), buf));
+            ids.push(self.nodes.borrow_mut().add(node));
+            from = to;
+        }
+        for (_, done) in join_all(writes).await {
+            self.written(done)?;
+        }
+        self.flush_data().await?;
+        Ok(ids)
+    }
+
+    /// Puts `new` (durable) in the place of `old` in their parent; the buckets of `old` are free at
+    /// the end of the round. The old nodes themselves stay in the table.
+    async fn replace(
+        &self,
+        parent: Option<NodeId>,
+        old: Vec<NodeId>,
+        new: &[NodeId],
+    ) -> Result<(), Stopped> {
+        let freed: Vec<Freed> = {
+            let nodes = self.nodes.borrow();
+            old.iter()
+                .map(|&id| Freed {
+                    id,
+                    generation: nodes.get(id).ptr.generation().next(),
+                })
+                .collect()
+        };
+        match parent {
+            None => self.replace_root(new).await?,
+            Some(parent) => self.replace_children(parent, &freed, new).await?,
+        }
+        let nodes = self.nodes.borrow();
+        let freed = freed
+            .iter()
+            .map(|old| (nodes.get(old.id).bucket, old.generation));
+        self.deferred.borrow_mut().buckets.extend(freed);
+        Ok(())
+    }
+
+    async fn replace_root(&self, new: &[NodeId]) -> Result<(), Stopped> {
+        let root = if new.len() == 1 {
+            new[0]
+        } else {
+            let (keys, level, start, end) = {
+                let nodes = self.nodes.borrow();
+                let keys: Vec<Key> = new.iter().map(|&id| nodes.get(id).key()).collect();
+                let (first, last) = (nodes.get(new[0]), nodes.get(new[new.len() - 1]));
+                (keys, first.level + 1, first.start, last.end)
+            };
+            let root = self.write_new(level, start, end, vec![keys]).await?[0];
+            self.adopt(root, new);
+            root
+        };
+        let (key, level) = {
+            let mut nodes = self.nodes.borrow_mut();
+            nodes.get_mut(root).parent = None;
+            (nodes.get(root).key(), nodes.get(root).level)
+        };
+        self.journal.set_roots(|r| (r.root, r.level) = (key, level));
+        self.deferred.borrow_mut().root_changed = true;
+        Ok(())
+    }
+
+    /// Makes `children` the children of `parent` in memory, next to those it has.
+    fn adopt(&self, parent: NodeId, children: &[NodeId]) {
+        let mut nodes = self.nodes.borrow_mut();
+        for &child in children {
+            nodes.get_mut(child).parent = Some(parent);
+            let end = nodes.get(child).end;
+            nodes.get_mut(parent).children.insert(end, child);
+        }
+    }
+
+    async fn replace_children(
+        &self,
+        parent: NodeId,
+        freed: &[Freed],
+        new: &[NodeId],
+    ) -> Result<(), Stopped> {
+        let keys = {
+            let mut nodes = self.nodes.borrow_mut();
+            let mut keys: Vec<Key> = Vec::new();
+            for old in freed {
+                let node = nodes.get(old.id);
+                let (end, mut key) = (node.end, node.key());
+                key.inode = Inode(0);
+                key.end = Sector(0);
+                key.ptr = Some(Ptr::new(0, node.ptr.sector(), old.generation));
+                keys.push(key);
+                nodes.get_mut(parent).children.remove(&end);
+            }
+            keys.extend(new.iter().map(|&id| nodes.get(id).key()));
+            keys
+        };
+        self.adopt(parent, new);
+        let fits = {
+            let nodes = self.nodes.borrow();
+            let node = nodes.get(parent);
+            let blocks = set_blocks(encoded_bytes(&keys), self.block_sectors());
+            (node.written_blocks + blocks) * self.block_sectors() <= node.sectors
+        };
+        if !fits {
+            return Box::pin(self.rewrite_inner(parent)).await;
+        }
+        let append = {
+            let mut nodes = self.nodes.borrow_mut();
+            let node = nodes.get_mut(parent);
+            node.freed_keys += freed.len() as u32;
+            let (ptr, seq, at) = (node.ptr, node.seq, node.written_blocks);
+            drop(nodes);
+            self.append_of(parent, ptr, seq, at, &keys, None)
+        };
+        self.write_appends(vec![append]).await
+    }
+
+    /// Writes an inner node anew from its children in memory.
+    async fn rewrite_inner(&self, id: NodeId) -> Result<(), Stopped> {
+        let (level, start, end, parent, children) = {
+            let nodes = self.nodes.borrow();
+            let node = nodes.get(id);
+            let children: Vec<NodeId> = node.children.values().copied().collect();
+            (node.level, node.start, node.end, node.parent, children)
+        };
+        let keys: Vec<Key> = {
+            let nodes = self.nodes.borrow();
+            children.iter().map(|&c| nodes.get(c).key()).collect()
+        };
+        let parts = split(keys, self.fill_bytes());
+        let need = parts.len() + self.nodes_for_parents();
+        self.nodes_ready(need).await?;
+        let sizes: Vec<usize> = parts.iter().map(Vec::len).collect();
+        let new = self.write_new(level, start, end, parts).await?;
+        let mut rest = &children[..];
+        for (&node, size) in new.iter().zip(sizes) {
+            let (some, others) = rest.split_at(size);
+            self.adopt(node, some);
+            rest = others;
+        }
+        Box::pin(self.replace(parent, vec![id], &new)).await?;
+        self.nodes.borrow_mut().remove(id);
+        Ok(())
+    }
+
+    /// Puts new leaves in the place of an old one in memory. What was noted in the old one while
+    /// they were written goes on to them.
+    fn swap_leaf(&self, id: NodeId, new: &[NodeId]) {
+        let (spans, pin) = {
+            let mut nodes = self.nodes.borrow_mut();
+            let (spans, pin) = nodes.take_pending(id);
+            let end = nodes.get(id).end;
+            nodes.leaves.remove(&end);
+            nodes.pass_demand(id, new);
+            for &leaf in new {
+                let end = nodes.get(leaf).end;
+                nodes.leaves.insert(end, leaf);
+            }
+            nodes.remove(id);
+            (spans, pin)
+        };
+        for span in spans {
+            self.mark(span.inode, span.start, span.end, pin);
+        }
+        if let Some(seq) = pin {
+            self.journal.unpin(seq);
+        }
+    }
+
+    /// The first node of a new set: an empty leaf that is the root.
+    pub async fn create(&self) -> Result<(), Stopped> {
+        let end = Key::MAX.position();
+        let start = (Inode(0), Sector(0));
+        let new = self.write_new(0, start, end, vec![Vec::new()]).await?;
+        self.nodes.borrow_mut().leaves.insert(end, new[0]);
+        let key = self.nodes.borrow().get(new[0]).key();
+        self.journal.set_roots(|r| (r.root, r.level) = (key, 0));
+        Ok(())
+    }
+}
+
+enum Plan {
+    Nothing,
+    Append(Append),
+    Rewrite,
+}
+
+/// Deletion keys over [start, end).
+fn push_deletions(keys: &mut Vec<Key>, inode: Inode, start: Sector, end: Sector) {
+    let mut at = start;
+    while at < end {
+        let size = (end - at).min(DELETE_SECTORS_MAX);
+        at += size;
+        keys.push(Key {
+            inode,
+            end: at,
+            size_sectors: size as u32,
+            dirty: false,
+            ptr: None,
+        });
+    }
+}
+
+/// Sorts spans and joins those that touch.
+fn merge_spans(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_unstable();
+    let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if last.inode == span.inode && span.start <= last.end => {
+                last.end = last.end.max(span.end);
+            }
+            _ => merged.push(span),
+        }
+    }
+    merged
+}
+
+/// Divides keys into as few parts as hold at most `bytes` each, of about equal size; at least one.
+fn split(keys: Vec<Key>, bytes: usize) -> Vec<Vec<Key>> {
+    let total = encoded_bytes(&keys);
+    if total <= bytes {
+        return vec![keys];
+    }
+    // Halves (or thirds, …) of what one part may hold leave room for what comes next.
+    let parts = total.div_ceil(bytes).max(2);
+    let each = keys.len().div_ceil(parts);
+    keys.chunks(each).map(<[Key]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_that_touch_or_overlap_become_one() {
+        let span = |start, end| Span {
+            inode: Inode(1),
+            start: Sector(start),
+            end: Sector(end),
+        };
+        let merged = merge_spans(vec![span(8, 16), span(0, 8), span(40, 48), span(12, 20)]);
+        assert_eq!(merged, [span(0, 20), span(40, 48)]);
+    }
+
+    #[test]
+    fn long_holes_become_several_deletions() {
+        let mut keys = Vec::new();
+        push_deletions(&mut keys, Inode(0), Sector(8), Sector(70_000));
+        assert_eq!(keys.len(), 3);
+        assert_eq!(keys[0].start(), Sector(8));
+        assert_eq!(keys[2].end, Sector(70_000));
+    }
+}

@@ -1,0 +1,169 @@
+//! Owned-buffer I/O on one device, for everything but the hot path.
+//!
+//! A buffer is given away with the request and comes back with its answer, so nothing can touch
+//! it while a device does. The SPDK boundary and the simulator implement [`Disk`]; the engine sees
+//! nothing else of a device. All methods are called on the owner thread.
+//!
+//! What a device promises: a write that was answered may still be lost in a power cut until a
+//! flush that was *started after that answer* has been answered. Blocks of one write may land in
+//! any order and any subset of them may be lost, each block (of the device) is whole.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
+
+use crate::task::Notify;
+use crate::units::Sector;
+
+/// Why a device did not do what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoError {
+    /// The device answered with an error.
+    Failed,
+    /// The device is gone or was closed.
+    Gone,
+    /// The range does not fit the device, or is not a multiple of its block.
+    OutOfRange,
+    /// The device cannot do this.
+    Unsupported,
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IoError::Failed => "I/O error",
+            IoError::Gone => "device gone",
+            IoError::OutOfRange => "out of the device's range",
+            IoError::Unsupported => "not supported by the device",
+        })
+    }
+}
+
+impl std::error::Error for IoError {}
+
+/// The memory behind a [`Buf`].
+pub trait Memory {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+    /// The bytes, to be changed.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl Memory for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// A buffer that a device can read from and write to.
+pub struct Buf(Box<dyn Memory>);
+
+impl Buf {
+    /// Wraps memory that the device accepts.
+    pub fn new(memory: Box<dyn Memory>) -> Buf {
+        Buf(memory)
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} bytes)", self.len())
+    }
+}
+
+/// The answer to a request that gave a buffer away.
+pub type BufFuture = Pin<Box<dyn Future<Output = (Buf, Result<(), IoError>)>>>;
+/// The answer to any other request.
+pub type DoneFuture = Pin<Box<dyn Future<Output = Result<(), IoError>>>>;
+
+/// One opened device. Requests start when they are called, not when they are first polled;
+/// dropping a future abandons the answer, not the I/O.
+pub trait Disk {
+    /// What people call the device (the bdev's name).
+    fn name(&self) -> String;
+    /// Its size in sectors.
+    fn size_sectors(&self) -> u64;
+    /// Its smallest addressable unit in sectors: a power of two.
+    fn block_sectors(&self) -> u32;
+    /// A zeroed buffer of so many bytes that this device accepts.
+    fn alloc(&self, bytes: usize) -> Buf;
+    /// Reads `buf.len()` bytes from `at`.
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture;
+    /// Writes the whole of `buf` at `at`.
+    fn write(&self, at: Sector, buf: Buf) -> BufFuture;
+    /// Makes durable all writes that were answered before this call. A device without a volatile
+    /// cache, or whose driver has no flush, answers at once.
+    fn flush(&self) -> DoneFuture;
+    /// Tells the device that the range is not needed. Advice: what a read returns afterwards is
+    /// not defined. Answers [`IoError::Unsupported`] where the device has no such thing.
+    fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture;
+    /// Makes the range read as zeros.
+    fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture;
+}
+
+/// The first deep failure of a set's own device, kept for everyone who must stop because of it.
+///
+/// A failed write of metadata leaves memory ahead of the disk for good; from then on nothing may
+/// be acknowledged that relies on it. Whoever meets the failure trips the latch, everyone else
+/// looks at it before acting and fails fast.
+#[derive(Default)]
+pub struct Latch {
+    why: RefCell<Option<String>>,
+    tripped: Notify,
+}
+
+/// The set has stopped; the latch says why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Latch {
+    /// Records the failure, if it is the first, and wakes who waits for one.
+    pub fn trip(&self, why: String) -> Stopped {
+        let mut slot = self.why.borrow_mut();
+        if slot.is_none() {
+            log::error!("cache set stops: {why}");
+            *slot = Some(why);
+        }
+        drop(slot);
+        self.tripped.notify();
+        Stopped
+    }
+
+    /// `Err` once the latch has tripped.
+    pub fn check(&self) -> Result<(), Stopped> {
+        match *self.why.borrow() {
+            None => Ok(()),
+            Some(_) => Err(Stopped),
+        }
+    }
+
+    /// What went wrong first.
+    pub fn why(&self) -> Option<String> {
+        self.why.borrow().clone()
+    }
+
+    /// Waits until the latch trips.
+    pub async fn tripped(&self) {
+        while self.check().is_ok() {
+            self.tripped.wait().await;
+        }
+    }
+}

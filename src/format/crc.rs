@@ -1,0 +1,110 @@
+//! CRC-64/WE, the checksum of every structure on disk.
+//!
+//! Polynomial 0x42F0E1EBA9EA3693, most significant bit first, started from all ones and inverted
+//! at the end. The SIMD crate computes the reflected sibling (CRC-64/XZ): feeding it bytes whose
+//! bits are reversed and reversing its result is the same function, exactly.
+
+use crc64fast::Digest;
+
+/// The state from which a plain checksum starts.
+pub const START: u64 = !0;
+
+/// Bytes that are bit-reversed at a time: they stay in the first-level cache, and no heap is needed.
+const CHUNK: usize = 2048;
+
+/// The CRC-64/WE of `data`.
+pub fn crc64(data: &[u8]) -> u64 {
+    let mut digest = Digest::new();
+    feed(&mut digest, data);
+    digest.sum64().reverse_bits()
+}
+
+/// The CRC-64 of `data` with `start` in place of all ones; still inverted at the end.
+pub fn crc64_from(start: u64, data: &[u8]) -> u64 {
+    let Some((head, tail)) = data.split_first_chunk::<8>() else {
+        return bitwise(start, data);
+    };
+    // The register is xored into the first eight bytes it meets, so another start is other bytes.
+    let head = u64::from_be_bytes(*head) ^ start ^ START;
+    let mut digest = Digest::new();
+    feed(&mut digest, &head.to_be_bytes());
+    feed(&mut digest, tail);
+    digest.sum64().reverse_bits()
+}
+
+/// Gives `digest` the bytes of `data`, the bits of each in reverse.
+fn feed(digest: &mut Digest, data: &[u8]) {
+    let mut buffer = [0u8; CHUNK];
+    for chunk in data.chunks(CHUNK) {
+        let reversed = &mut buffer[..chunk.len()];
+        for (to, from) in reversed.iter_mut().zip(chunk) {
+            *to = reverse_byte(*from);
+        }
+        digest.write(reversed);
+    }
+}
+
+/// The bits of a byte in reverse, by three swaps that the compiler can do to many bytes at once.
+fn reverse_byte(b: u8) -> u8 {
+    let b = b.rotate_left(4);
+    let b = ((b >> 2) & 0x33) | ((b & 0x33) << 2);
+    ((b >> 1) & 0x55) | ((b & 0x55) << 1)
+}
+
+/// The definition, a bit at a time; for inputs of less than eight bytes.
+fn bitwise(start: u64, data: &[u8]) -> u64 {
+    const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
+    let mut register = start;
+    for byte in data {
+        register ^= u64::from(*byte) << 56;
+        for _ in 0..8 {
+            let carry = register >> 63;
+            register = (register << 1) ^ (POLYNOMIAL * carry);
+        }
+    }
+    !register
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_published_check_value_holds() {
+        assert_eq!(crc64(b"123456789"), 0x62EC_59E3_F1A4_F00A);
+        assert_eq!(bitwise(START, b"123456789"), 0x62EC_59E3_F1A4_F00A);
+        assert_eq!(crc64(b""), 0);
+    }
+
+    #[test]
+    fn chunk_edges_do_not_show() {
+        let data: Vec<u8> = (0..3 * CHUNK + 9)
+            .map(|i| (i * 7 + i / 251) as u8)
+            .collect();
+        for len in [
+            CHUNK - 1,
+            CHUNK,
+            CHUNK + 1,
+            2 * CHUNK,
+            2 * CHUNK + 8,
+            data.len(),
+        ] {
+            assert_eq!(crc64(&data[..len]), bitwise(START, &data[..len]), "{len}");
+            assert_eq!(
+                crc64_from(5, &data[..len]),
+                bitwise(5, &data[..len]),
+                "{len}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_definition(start: u64, data in proptest::collection::vec(any::<u8>(), 0..600)) {
+            prop_assert_eq!(crc64(&data), bitwise(START, &data));
+            prop_assert_eq!(crc64_from(START, &data), crc64(&data));
+            prop_assert_eq!(crc64_from(start, &data), bitwise(start, &data));
+        }
+    }
+}

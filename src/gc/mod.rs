@@ -1,0 +1,76 @@
+//! Garbage: keys whose buckets were reused.
+//!
+//! Such a stale key costs memory and node space, and its bucket's generation may not run more than
+//! 96 ahead of it. A sweep walks all maps in slices and forgets stale extents, writes the leaves
+//! that named them, and the inner nodes that name freed children. Nothing on disk is then older
+//! than the generations at the sweep's start.
+//!
+//! A stale extent is forgotten without a word in the journal. That is safe only once the raised
+//! generation is durable: those of buckets on their way to be free are left for the next sweep.
+//!
+//! Bounds: a step looks at `SLICE_EXTENTS` extents.
+
+use std::rc::Rc;
+
+use crate::btree::Tree;
+use crate::disk::{Latch, Stopped};
+use crate::index::Extent;
+use crate::task::yield_now;
+use crate::units::Sector;
+
+/// Extents looked at in one step.
+const SLICE_EXTENTS: usize = 2048;
+
+/// Sweeps whenever the allocator wants it. Ends when the latch trips.
+pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>) {
+    while latch.check().is_ok() && !tree.is_stopping() {
+        if tree.alloc.sweep_wanted() {
+            // A failure has tripped the latch.
+            let _ = sweep(&tree).await;
+        } else {
+            tree.alloc.sweep_due.wait().await;
+        }
+    }
+}
+
+/// One sweep.
+///
+/// # Errors
+/// The set has stopped.
+pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
+    let oldest = tree.alloc.sweep_start();
+    for inode in tree.inodes() {
+        let mut at = Sector(0);
+        loop {
+            let (mut stale, mut looked): (Vec<Extent>, usize) = (Vec::new(), 0);
+            let mut next = None;
+            tree.scan(inode, at, Sector::MAX, &mut |e| {
+                if looked == SLICE_EXTENTS {
+                    next = Some(e.start);
+                    return false;
+                }
+                looked += 1;
+                let bucket = tree.alloc.gens.bucket_of(e.at);
+                if !tree.is_fresh(&e) && !tree.alloc.is_invalid_in_memory_only(bucket) {
+                    stale.push(e);
+                }
+                true
+            });
+            for extent in &stale {
+                tree.forget_stale(inode, extent);
+            }
+            match next {
+                Some(next) => at = next,
+                None => break,
+            }
+            yield_now().await;
+        }
+    }
+    tree.flush().await?;
+    tree.flush_inner().await?;
+    // The journal's oldest needed entry moves on with this one.
+    tree.journal.set_roots(|_| ());
+    tree.journal.commit_roots().await?;
+    tree.alloc.sweep_end(&oldest);
+    Ok(())
+}

@@ -1,0 +1,983 @@
+//! The reactor's side of a volume: takes host I/O, decides, and drives the lane.
+//!
+//! A front belongs to one thread. Its state is in cells; nothing here blocks, takes a lock or, on a
+//! read hit, allocates or sends a message. Every way through it ends in exactly one
+//! [`Lane::complete`]. A request that cannot go on waits in one of these places: a part in flight
+//! at the lane, an answer of the owner, or the line for space (`Front::line`, bounded by the
+//! host I/Os in flight).
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::lane::{Direction, Lane, Outcome, Side};
+use super::msg::{Mailbox, Message, Reply, Through, Verdict};
+use super::space::Stream;
+use super::volume::{Attached, SetShared, VolumeShared};
+use super::{Kind, Part, Phase, Request, Step};
+use crate::format::superblock::CacheMode;
+use crate::index::{Extent, Lookup, Reader};
+use crate::stats::FrontStats;
+use crate::units::{Gen, Sector};
+
+/// Fills that a front has under way at most.
+pub const FILLS_MAX: u16 = 256;
+/// The longest fill: 1 MiB.
+pub const FILL_SECTORS_MAX: u32 = 2048;
+/// Replies handled in one poll.
+const REPLIES_A_POLL: usize = 256;
+/// Neighbouring extents that are joined into one transfer at most.
+const JOIN_MAX: usize = 32;
+
+/// A read of the backing device on its way into the cache.
+#[derive(Clone, Copy)]
+struct Fill {
+    token: u64,
+    part: u8,
+    writing: bool,
+    host_sectors: u32,
+    start: Sector,
+    seen: u64,
+    at: Sector,
+    generation: Gen,
+    sectors: u32,
+}
+
+/// A front's connection to the cache set.
+struct Link {
+    attached: Attached,
+    id: u32,
+    reader: Reader,
+    mailbox: Arc<Mailbox>,
+    /// Messages that found the ring full.
+    unsent: RefCell<VecDeque<Message>>,
+    dirty: Stream,
+    clean: Stream,
+    fills: RefCell<Vec<Option<Fill>>>,
+    free_fills: RefCell<Vec<u16>>,
+    traffic_sectors: Cell<u64>,
+}
+
+/// Serves one volume on one thread.
+pub struct Front<L: Lane> {
+    lane: L,
+    volume: Arc<VolumeShared>,
+    link: Option<Link>,
+    stats: Arc<FrontStats>,
+    /// Host I/Os and fills in flight.
+    in_flight: Cell<usize>,
+    /// Writes that wait for space in the cache.
+    line: RefCell<VecDeque<u64>>,
+    /// What turns a sector of the volume into a position of keys and of the backing device.
+    base_sectors: u64,
+}
+
+/// What a lookup found at a sector.
+enum Found {
+    /// So many sectors at one place on the cache device.
+    Cached {
+        at: Sector,
+        generation: Gen,
+        dirty: bool,
+        sectors: u32,
+    },
+    /// So many sectors that are not cached.
+    Missing { sectors: u32 },
+}
+
+impl Link {
+    fn new(attached: Attached) -> Option<Link> {
+        let reader = attached.set.domain.reader()?;
+        let link = Link {
+            id: attached.set.front_id(),
+            attached,
+            reader,
+            mailbox: Arc::new(Mailbox::default()),
+            unsent: RefCell::default(),
+            dirty: Stream::default(),
+            clean: Stream::default(),
+            fills: RefCell::new(vec![None; FILLS_MAX.into()]),
+            free_fills: RefCell::new((0..FILLS_MAX).rev().collect()),
+            traffic_sectors: Cell::new(0),
+        };
+        link.send(Message::Hello(link.id, link.mailbox.clone()));
+        link.ask_for_space();
+        Some(link)
+    }
+
+    fn set(&self) -> &SetShared {
+        &self.attached.set
+    }
+
+    fn send(&self, message: Message) {
+        let mut unsent = self.unsent.borrow_mut();
+        if !unsent.is_empty() {
+            unsent.push_back(message);
+        } else if let Err(message) = self.set().inbox.push(message) {
+            unsent.push_back(message);
+        }
+    }
+
+    fn flush_unsent(&self) {
+        let mut unsent = self.unsent.borrow_mut();
+        while let Some(message) = unsent.pop_front() {
+            if let Err(message) = self.set().inbox.push(message) {
+                unsent.push_front(message);
+                return;
+            }
+        }
+    }
+
+    fn ask_for_space(&self) {
+        for (stream, dirty) in [(&self.dirty, true), (&self.clean, false)] {
+            if stream.wants_more() {
+                let front = self.id;
+                self.send(Message::WantBucket { front, dirty });
+            }
+        }
+    }
+
+    fn stream(&self, dirty: bool) -> &Stream {
+        if dirty { &self.dirty } else { &self.clean }
+    }
+
+    /// The owner knows of a piece, or never will.
+    fn reported(&self, dirty: bool, at: Sector) {
+        let bucket = self.set().gens.bucket_of(at);
+        if let Some(done) = self.stream(dirty).reported(bucket) {
+            self.send(Message::DoneBucket(done));
+        }
+    }
+
+    fn fresh(&self, extent: &Extent) -> bool {
+        let gens = &self.set().gens;
+        gens.generation(gens.bucket_of(extent.at)) == extent.generation
+    }
+
+    /// What is at `at`, up to `max` sectors.
+    #[inline]
+    fn find(&self, at: Sector, max: u32) -> Found {
+        match self.attached.index.lookup(&self.reader, at) {
+            Lookup::Hit(e) if self.fresh(&e) => {
+                let from = e.cut(at, e.end());
+                let sectors = if from.sectors >= max {
+                    max
+                } else {
+                    self.join(&from, max)
+                };
+                Found::Cached {
+                    at: from.at,
+                    generation: e.generation,
+                    dirty: e.dirty,
+                    sectors,
+                }
+            }
+            Lookup::Hit(e) => self.missing(at, e.end(), max),
+            Lookup::Hole { next } => self.missing(at, next, max),
+        }
+    }
+
+    /// How far a hit goes on seamlessly in the same bucket.
+    fn join(&self, first: &Extent, max: u32) -> u32 {
+        let gens = &self.set().gens;
+        let bucket = gens.bucket_of(first.at);
+        let mut sectors = first.sectors;
+        for _ in 0..JOIN_MAX {
+            if sectors >= max {
+                break;
+            }
+            let next = first.start + u64::from(sectors);
+            match self.attached.index.lookup(&self.reader, next) {
+                Lookup::Hit(e)
+                    if e.start == next
+                        && e.at == first.at + u64::from(sectors)
+                        && e.generation == first.generation
+                        && e.dirty == first.dirty
+                        && gens.bucket_of(e.at) == bucket =>
+                {
+                    sectors += e.sectors;
+                }
+                _ => break,
+            }
+        }
+        sectors.min(max)
+    }
+
+    /// How far a miss goes on, over holes and stale extents.
+    fn missing(&self, at: Sector, mut end: Sector, max: u32) -> Found {
+        let limit = at + u64::from(max);
+        for _ in 0..JOIN_MAX {
+            if end >= limit {
+                break;
+            }
+            match self.attached.index.lookup(&self.reader, end) {
+                Lookup::Hit(e) if self.fresh(&e) => break,
+                Lookup::Hit(e) => end = e.end(),
+                Lookup::Hole { next } => end = next,
+            }
+        }
+        Found::Missing {
+            sectors: (end.min(limit) - at) as u32,
+        }
+    }
+}
+
+impl<L: Lane> Front<L> {
+    /// A front for a volume. `None` when the set has as many readers as it can have.
+    pub fn new(lane: L, volume: Arc<VolumeShared>) -> Option<Front<L>> {
+        let link = match volume.cache.clone() {
+            Some(attached) => Some(Link::new(attached)?),
+            None => None,
+        };
+        Some(Front {
+            stats: volume.new_stats(),
+            base_sectors: volume.data_offset.map_or(0, |offset| offset.0),
+            lane,
+            volume,
+            link,
+            in_flight: Cell::new(0),
+            line: RefCell::default(),
+        })
+    }
+
+    /// The lane.
+    pub fn lane(&self) -> &L {
+        &self.lane
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &Arc<VolumeShared> {
+        &self.volume
+    }
+
+    /// Takes a request that has been [`start`](Request::start)ed.
+    #[inline]
+    pub fn submit(&self, io: L::Io) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let sectors = io.sectors.get();
+        // From here on positions are those of keys: a cached volume's are the backing device's
+        // sectors, as in the kernel.
+        io.start.set(io.start.get() + self.base_sectors);
+        match io.kind.get() {
+            Kind::Read => {
+                self.stats.reads.add(1);
+                self.stats.read_sectors.add(sectors);
+                self.start_read(io);
+            }
+            Kind::Write => {
+                self.stats.writes.add(1);
+                self.stats.written_sectors.add(sectors);
+                self.start_write(io);
+            }
+            Kind::Flush => {
+                self.stats.flushes.add(1);
+                self.start_flush(io);
+            }
+            Kind::Unmap => self.start_clear(io, Through::Unmap),
+            Kind::WriteZeroes => self.start_clear(io, Through::Zeroes),
+        }
+    }
+
+    /// Whether no host I/O and no fill is under way.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.get() == 0
+    }
+
+    /// Gives everything back to the owner. The front must be idle, and is not used afterwards.
+    /// False when the ring to the owner is full: call again.
+    pub fn close(&self) -> bool {
+        assert!(self.is_idle());
+        let Some(link) = &self.link else { return true };
+        for stream in [&link.dirty, &link.clean] {
+            for bucket in stream.close() {
+                link.send(Message::DoneBucket(bucket));
+            }
+        }
+        link.send(Message::Bye(link.id));
+        link.flush_unsent();
+        link.unsent.borrow().is_empty()
+    }
+
+    /// Handles what the owner answered. To be called by a poller of this thread, with nothing of
+    /// this front on the stack. Returns how much was done.
+    pub fn poll(&self) -> usize {
+        let Some(link) = &self.link else { return 0 };
+        link.reader.quiesce();
+        link.flush_unsent();
+        if link.set().stopped.load(Ordering::Relaxed) && !self.line.borrow().is_empty() {
+            self.fail_line();
+        }
+        let mut done = 0;
+        while done < REPLIES_A_POLL {
+            let Some(reply) = link.mailbox.take() else {
+                break;
+            };
+            self.replied(link, reply);
+            done += 1;
+        }
+        let traffic = link.traffic_sectors.take();
+        if traffic > 0 {
+            link.set().gens.tick(traffic);
+        }
+        done
+    }
+
+    fn replied(&self, link: &Link, reply: Reply) {
+        match reply {
+            Reply::Inserted { token, ok } => {
+                let io = self.lane.io(token);
+                if !ok {
+                    io.failed.set(true);
+                }
+                self.settle(io);
+            }
+            Reply::Verdict { token, verdict } => {
+                let io = self.lane.io(token);
+                io.outstanding.set(io.outstanding.get() - 1);
+                self.judged(link, io, verdict);
+            }
+            Reply::Ended { token, ok } | Reply::Flushed { token, ok } => {
+                let io = self.lane.io(token);
+                if !ok {
+                    io.failed.set(true);
+                }
+                self.settle(io);
+            }
+            Reply::Grant {
+                dirty,
+                bucket,
+                generation,
+            } => {
+                let sectors = link.set().bucket_sectors;
+                let start = Sector(u64::from(bucket.0) * u64::from(sectors));
+                link.stream(dirty)
+                    .granted(bucket, generation, start, sectors);
+                if dirty {
+                    self.move_line();
+                }
+            }
+            Reply::Dry => link.clean.dry(),
+        }
+    }
+
+    /// One thing that a request waited for has come.
+    #[inline]
+    fn settle(&self, io: L::Io) {
+        io.outstanding.set(io.outstanding.get() - 1);
+        self.proceed(io);
+    }
+
+    /// Goes on with a request whose parts or answers have come in.
+    fn proceed(&self, io: L::Io) {
+        let link = self.link.as_ref();
+        if !io.failed.get() && !io.again.get() {
+            match (io.phase.get(), link) {
+                (Phase::Reading, _) => self.pump_read(&io),
+                (Phase::Caching, Some(link)) => self.pump_caching(link, &io),
+                (Phase::Through, Some(link)) if io.outstanding.get() == 0 => {
+                    return self.end_through(link, io, true);
+                }
+                _ => {}
+            }
+        }
+        if io.outstanding.get() > 0 || io.queued.get() {
+            return;
+        }
+        match io.phase.get() {
+            Phase::Reading if io.again.get() && !io.failed.get() => {
+                io.again.set(false);
+                io.cursor.set(0);
+                self.proceed(io);
+            }
+            Phase::Through => match link {
+                Some(link) => self.end_through(link, io, false),
+                None => self.finish(io),
+            },
+            _ => self.finish(io),
+        }
+    }
+
+    fn finish(&self, io: L::Io) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        io.phase.set(Phase::Idle);
+        let outcome = if io.failed.get() {
+            Outcome::Failed
+        } else {
+            Outcome::Success
+        };
+        self.lane.complete(io, outcome);
+    }
+
+    /// Starts a part. There is a free one.
+    #[allow(clippy::too_many_arguments)]
+    fn begin_part(
+        &self,
+        io: &L::Io,
+        step: Step,
+        side: Side,
+        direction: Direction,
+        part: Part,
+    ) -> u8 {
+        let slot = io.free_part().expect("a part is free");
+        io.parts[usize::from(slot)].set(Part { step, ..part });
+        io.outstanding.set(io.outstanding.get() + 1);
+        let (at, host, sectors) = (part.at, part.host_sectors, part.sectors);
+        self.lane
+            .transfer(io, slot, side, direction, at, host, sectors);
+        slot
+    }
+
+    /// The lane has finished part `part` of a request.
+    #[inline]
+    pub fn part_done(&self, io: L::Io, part: u8, ok: bool) {
+        let slot = &io.parts[usize::from(part)];
+        let done = slot.replace(Part::FREE);
+        match done.step {
+            Step::CacheRead => self.cache_read_done(io, &done, ok),
+            Step::BackingRead => {
+                if !ok {
+                    io.failed.set(true);
+                }
+                self.settle(io);
+            }
+            Step::CacheWrite => self.cache_write_done(io, &done, ok),
+            Step::CacheCopy => {
+                match (&self.link, ok) {
+                    (_, true) => slot.set(Part {
+                        step: Step::CacheCopied,
+                        ..done
+                    }),
+                    (Some(link), false) => link.reported(false, done.at),
+                    (None, false) => {}
+                }
+                self.settle(io);
+            }
+            Step::Backing => self.backing_done(io, ok),
+            Step::BackingFlush => {
+                if !ok {
+                    io.failed.set(true);
+                }
+                self.settle(io);
+            }
+            Step::Free | Step::Fill | Step::CacheCopied => {
+                unreachable!("no transfer of such a part")
+            }
+        }
+    }
+
+    fn backing_done(&self, io: L::Io, ok: bool) {
+        if !ok {
+            io.failed.set(true);
+        } else if io.flush_after.replace(false) {
+            return self.flush_part(io);
+        }
+        self.settle(io);
+    }
+
+    /// Goes on with a flush of the backing device in the place of a part that has just ended.
+    fn flush_part(&self, io: L::Io) {
+        let slot = io.free_part().expect("a part has just ended");
+        io.parts[usize::from(slot)].set(Part {
+            step: Step::BackingFlush,
+            ..Part::FREE
+        });
+        self.lane.backing_flush(&io, slot);
+    }
+
+    // --- reads ---
+
+    #[inline]
+    fn start_read(&self, io: L::Io) {
+        io.phase.set(Phase::Reading);
+        if let Some(link) = &self.link {
+            // Before the first lookup: what changes later must be noticed.
+            io.seen.set(link.attached.changes.load(Ordering::Acquire));
+            link.traffic_sectors
+                .set(link.traffic_sectors.get() + io.sectors.get());
+        }
+        self.pump_read(&io);
+        if io.outstanding.get() == 0 {
+            self.finish(io);
+        } else {
+            self.count_read(&io);
+        }
+    }
+
+    fn count_read(&self, io: &L::Io) {
+        if self.link.is_none() {
+            return;
+        }
+        let past = self.volume.mode() == CacheMode::None;
+        match (past, io.missed.get()) {
+            (false, false) => self.stats.cache_hits.add(1),
+            (false, true) => self.stats.cache_misses.add(1),
+            (true, false) => self.stats.cache_bypass_hits.add(1),
+            (true, true) => self.stats.cache_bypass_misses.add(1),
+        }
+    }
+
+    /// Starts as many parts of a read as can be under way.
+    #[inline]
+    fn pump_read(&self, io: &L::Io) {
+        while io.rest() > 0 {
+            if io.free_part().is_none() {
+                return;
+            }
+            let (cursor, rest) = (io.cursor.get(), io.rest());
+            let at = io.start.get() + u64::from(cursor);
+            let found = match &self.link {
+                Some(link) => link.find(at, rest),
+                None => Found::Missing { sectors: rest },
+            };
+            let sectors = match found {
+                Found::Cached {
+                    at,
+                    generation,
+                    dirty,
+                    sectors,
+                } => {
+                    if let Some(link) = &self.link {
+                        let gens = &link.set().gens;
+                        gens.touch(gens.bucket_of(at));
+                    }
+                    let part = Part {
+                        step: Step::CacheRead,
+                        dirty,
+                        generation,
+                        host_sectors: cursor,
+                        sectors,
+                        at,
+                    };
+                    self.begin_part(io, Step::CacheRead, Side::Cache, Direction::Read, part);
+                    sectors
+                }
+                Found::Missing { sectors } => self.read_missing(io, at, sectors),
+            };
+            io.cursor.set(cursor + sectors);
+        }
+    }
+
+    /// Reads what is not cached; returns how much of it was started.
+    fn read_missing(&self, io: &L::Io, at: Sector, sectors: u32) -> u32 {
+        let cursor = io.cursor.get();
+        if self.volume.data_offset.is_none() {
+            self.lane.zero_host(io, cursor, sectors);
+            return sectors;
+        }
+        io.missed.set(true);
+        if let Some(filled) = self.start_fill(io, at, sectors) {
+            return filled;
+        }
+        let part = Part {
+            at,
+            host_sectors: cursor,
+            sectors,
+            ..Part::FREE
+        };
+        self.begin_part(io, Step::BackingRead, Side::Backing, Direction::Read, part);
+        sectors
+    }
+
+    /// Starts a read that fills the cache, if the mode, space and buffers allow.
+    fn start_fill(&self, io: &L::Io, at: Sector, sectors: u32) -> Option<u32> {
+        let link = self.link.as_ref()?;
+        if self.volume.mode() == CacheMode::None || !link.set().fill_ok.load(Ordering::Relaxed) {
+            return None;
+        }
+        let fill = link.free_fills.borrow_mut().pop()?;
+        let want = sectors.min(FILL_SECTORS_MAX);
+        let piece = link.clean.take(want);
+        link.ask_for_space();
+        let Some(piece) = piece else {
+            link.free_fills.borrow_mut().push(fill);
+            return None;
+        };
+        if !self.lane.fill_begin(fill, piece.sectors) {
+            link.reported(false, piece.at);
+            link.free_fills.borrow_mut().push(fill);
+            return None;
+        }
+        let part = io.free_part().expect("a part is free");
+        io.parts[usize::from(part)].set(Part {
+            step: Step::Fill,
+            ..Part::FREE
+        });
+        io.outstanding.set(io.outstanding.get() + 1);
+        self.in_flight.set(self.in_flight.get() + 1);
+        link.fills.borrow_mut()[usize::from(fill)] = Some(Fill {
+            token: self.lane.token(io),
+            part,
+            writing: false,
+            host_sectors: io.cursor.get(),
+            start: at,
+            seen: io.seen.get(),
+            at: piece.at,
+            generation: piece.generation,
+            sectors: piece.sectors,
+        });
+        self.lane.fill_read(fill, at, piece.sectors);
+        Some(piece.sectors)
+    }
+
+    /// The lane has finished the read or the write of a fill.
+    pub fn fill_done(&self, nr: u16, ok: bool) {
+        let link = self.link.as_ref().expect("fills need a cache");
+        let slot = usize::from(nr);
+        let fill = link.fills.borrow()[slot].expect("the fill is under way");
+        if fill.writing {
+            if ok {
+                link.send(Message::Fill {
+                    volume: link.attached.number,
+                    extent: Extent {
+                        start: fill.start,
+                        sectors: fill.sectors,
+                        at: fill.at,
+                        generation: fill.generation,
+                        dirty: false,
+                    },
+                    seen: fill.seen,
+                });
+            }
+            return self.end_fill(link, nr, &fill);
+        }
+        let io = self.lane.io(fill.token);
+        io.parts[usize::from(fill.part)].set(Part::FREE);
+        if ok {
+            self.lane
+                .fill_copy(nr, &io, fill.host_sectors, fill.sectors);
+            if let Some(fill) = &mut link.fills.borrow_mut()[slot] {
+                fill.writing = true;
+            }
+            self.lane.fill_write(nr, fill.at, fill.sectors);
+        } else {
+            io.failed.set(true);
+            self.end_fill(link, nr, &fill);
+        }
+        self.settle(io);
+    }
+
+    fn end_fill(&self, link: &Link, nr: u16, fill: &Fill) {
+        link.reported(false, fill.at);
+        link.fills.borrow_mut()[usize::from(nr)] = None;
+        link.free_fills.borrow_mut().push(nr);
+        self.lane.fill_end(nr);
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+
+    #[inline]
+    fn cache_read_done(&self, io: L::Io, part: &Part, ok: bool) {
+        let link = self.link.as_ref().expect("cache reads need a cache");
+        let gens = &link.set().gens;
+        if gens.generation(gens.bucket_of(part.at)) != part.generation {
+            // The bucket was reused under the read: what came is not what was asked for.
+            io.again.set(true);
+        } else if !ok {
+            return self.cache_read_failed(io, part);
+        }
+        self.settle(io);
+    }
+
+    /// Clean data are on the backing device too; dirty data are nowhere else.
+    fn cache_read_failed(&self, io: L::Io, part: &Part) {
+        match self.volume.data_offset {
+            Some(_) if !part.dirty => {
+                let back = Part {
+                    at: io.start.get() + u64::from(part.host_sectors),
+                    host_sectors: part.host_sectors,
+                    sectors: part.sectors,
+                    ..Part::FREE
+                };
+                io.outstanding.set(io.outstanding.get() - 1);
+                self.begin_part(&io, Step::BackingRead, Side::Backing, Direction::Read, back);
+            }
+            _ => {
+                log::error!(
+                    "{}: dirty data at sector {} cannot be read from the cache device",
+                    self.volume.name,
+                    io.start.get() + u64::from(part.host_sectors)
+                );
+                io.failed.set(true);
+                self.settle(io);
+            }
+        }
+    }
+
+    // --- writes ---
+
+    fn start_write(&self, io: L::Io) {
+        let Some(link) = &self.link else {
+            return self.write_backing(io, Phase::Direct);
+        };
+        link.traffic_sectors
+            .set(link.traffic_sectors.get() + io.sectors.get());
+        let cached = self.volume.data_offset.is_none()
+            || self.volume.mode() == CacheMode::WriteBack
+                && link.set().writeback_ok.load(Ordering::Relaxed);
+        if cached {
+            io.phase.set(Phase::Caching);
+            self.proceed(io);
+        } else {
+            self.ask(link, io, Through::Write);
+        }
+    }
+
+    /// Starts as many parts of a write into the cache as can be under way.
+    fn pump_caching(&self, link: &Link, io: &L::Io) {
+        while io.rest() > 0 && !io.queued.get() {
+            if io.free_part().is_none() {
+                return;
+            }
+            let Some(piece) = link.dirty.take(io.rest()) else {
+                io.queued.set(true);
+                self.line.borrow_mut().push_back(self.lane.token(io));
+                link.ask_for_space();
+                return;
+            };
+            link.ask_for_space();
+            let part = Part {
+                step: Step::CacheWrite,
+                dirty: true,
+                generation: piece.generation,
+                host_sectors: io.cursor.get(),
+                sectors: piece.sectors,
+                at: piece.at,
+            };
+            io.cursor.set(io.cursor.get() + piece.sectors);
+            self.begin_part(io, Step::CacheWrite, Side::Cache, Direction::Write, part);
+        }
+    }
+
+    /// Lets writes that waited for space go on.
+    fn move_line(&self) {
+        let waiting = self.line.borrow().len();
+        for _ in 0..waiting {
+            let Some(token) = self.line.borrow_mut().pop_front() else {
+                break;
+            };
+            let others = self.line.borrow().len();
+            let io = self.lane.io(token);
+            io.queued.set(false);
+            self.proceed(io);
+            if self.line.borrow().len() > others {
+                // It stands in line again, at the end: there is no more space. The order among
+                // writes that are under way at once means nothing.
+                break;
+            }
+        }
+    }
+
+    /// The set has stopped: no space will come.
+    fn fail_line(&self) {
+        for token in self.line.take() {
+            let io = self.lane.io(token);
+            io.queued.set(false);
+            io.failed.set(true);
+            self.proceed(io);
+        }
+    }
+
+    fn cache_write_done(&self, io: L::Io, part: &Part, ok: bool) {
+        let link = self.link.as_ref().expect("cache writes need a cache");
+        if !ok {
+            io.failed.set(true);
+            link.reported(true, part.at);
+            return self.settle(io);
+        }
+        // The part is free for another transfer; the request waits for the owner's answer.
+        link.send(Message::Insert {
+            front: link.id,
+            token: self.lane.token(&io),
+            volume: link.attached.number,
+            extent: Extent {
+                start: io.start.get() + u64::from(part.host_sectors),
+                sectors: part.sectors,
+                at: part.at,
+                generation: part.generation,
+                dirty: true,
+            },
+        });
+        link.reported(true, part.at);
+        if io.rest() > 0 {
+            self.pump_caching(link, &io);
+        }
+    }
+
+    /// Asks the owner for a range of the backing device.
+    fn ask(&self, link: &Link, io: L::Io, kind: Through) {
+        io.phase.set(Phase::Asking);
+        io.outstanding.set(io.outstanding.get() + 1);
+        link.send(Message::BeginThrough {
+            front: link.id,
+            token: self.lane.token(&io),
+            volume: link.attached.number,
+            start: io.start.get(),
+            sectors: io.sectors.get(),
+            kind,
+        });
+    }
+
+    fn judged(&self, link: &Link, io: L::Io, verdict: Verdict) {
+        match (verdict, io.kind.get()) {
+            (Verdict::Failed, _) => {
+                io.failed.set(true);
+                self.finish(io);
+            }
+            (Verdict::Cache, _) => {
+                io.phase.set(Phase::Caching);
+                self.proceed(io);
+            }
+            (Verdict::Go { .. }, Kind::Write) => {
+                let copy = self.volume.mode() == CacheMode::WriteThrough
+                    && link.set().fill_ok.load(Ordering::Relaxed);
+                if !copy {
+                    self.stats.bypassed_sectors.add(io.sectors.get());
+                }
+                io.phase.set(Phase::Through);
+                if copy {
+                    self.copy_to_cache(link, &io);
+                }
+                self.write_backing(io, Phase::Through);
+            }
+            (Verdict::Go { flush }, kind) => {
+                io.phase.set(Phase::Through);
+                io.flush_after.set(flush && kind == Kind::WriteZeroes);
+                self.clear_backing(io);
+            }
+        }
+    }
+
+    /// Writes all of a request's data to the backing device.
+    fn write_backing(&self, io: L::Io, phase: Phase) {
+        io.phase.set(phase);
+        let part = Part {
+            at: io.start.get(),
+            sectors: io.sectors.get() as u32,
+            ..Part::FREE
+        };
+        self.begin_part(&io, Step::Backing, Side::Backing, Direction::Write, part);
+    }
+
+    /// Writes what fits into the parts of a request to the cache too, but for the last part.
+    fn copy_to_cache(&self, link: &Link, io: &L::Io) {
+        for _ in 0..super::PARTS - 1 {
+            if io.rest() == 0 {
+                break;
+            }
+            let Some(piece) = link.clean.take(io.rest()) else {
+                break;
+            };
+            let part = Part {
+                step: Step::CacheCopy,
+                dirty: false,
+                generation: piece.generation,
+                host_sectors: io.cursor.get(),
+                sectors: piece.sectors,
+                at: piece.at,
+            };
+            io.cursor.set(io.cursor.get() + piece.sectors);
+            self.begin_part(io, Step::CacheCopy, Side::Cache, Direction::Write, part);
+        }
+        link.ask_for_space();
+    }
+
+    /// All transfers of a through write have ended.
+    fn end_through(&self, link: &Link, io: L::Io, ok: bool) {
+        let ok = ok && !io.failed.get();
+        for slot in &io.parts {
+            let part = slot.replace(Part::FREE);
+            if part.step != Step::CacheCopied {
+                continue;
+            }
+            if ok {
+                link.send(Message::Copied {
+                    volume: link.attached.number,
+                    extent: Extent {
+                        start: io.start.get() + u64::from(part.host_sectors),
+                        sectors: part.sectors,
+                        at: part.at,
+                        generation: part.generation,
+                        dirty: false,
+                    },
+                });
+            }
+            link.reported(false, part.at);
+        }
+        io.phase.set(Phase::Ending);
+        io.outstanding.set(1);
+        link.send(Message::EndThrough {
+            front: link.id,
+            token: self.lane.token(&io),
+            volume: link.attached.number,
+            start: io.start.get(),
+            sectors: io.sectors.get(),
+            kind: match io.kind.get() {
+                Kind::WriteZeroes => Through::Zeroes,
+                Kind::Unmap => Through::Unmap,
+                _ => Through::Write,
+            },
+            ok,
+        });
+    }
+
+    // --- the rest ---
+
+    fn start_clear(&self, io: L::Io, kind: Through) {
+        match (&self.link, self.volume.data_offset) {
+            (Some(link), Some(_)) => self.ask(link, io, kind),
+            (Some(link), None) => {
+                io.phase.set(Phase::Ending);
+                io.outstanding.set(1);
+                link.send(Message::Discard {
+                    front: link.id,
+                    token: self.lane.token(&io),
+                    volume: link.attached.number,
+                    start: io.start.get(),
+                    sectors: io.sectors.get(),
+                });
+            }
+            (None, _) => {
+                io.phase.set(Phase::Direct);
+                self.clear_backing(io);
+            }
+        }
+    }
+
+    /// Zeroes or discards a request's range of the backing device.
+    fn clear_backing(&self, io: L::Io) {
+        let slot = io.free_part().expect("no part is in use");
+        io.parts[usize::from(slot)].set(Part {
+            step: Step::Backing,
+            ..Part::FREE
+        });
+        io.outstanding.set(io.outstanding.get() + 1);
+        let at = io.start.get();
+        match io.kind.get() {
+            Kind::Unmap => self.lane.backing_unmap(&io, slot, at, io.sectors.get()),
+            _ => self.lane.backing_zeroes(&io, slot, at, io.sectors.get()),
+        }
+    }
+
+    fn start_flush(&self, io: L::Io) {
+        io.outstanding.set(1);
+        match &self.link {
+            Some(link) => {
+                io.phase.set(Phase::Ending);
+                link.send(Message::Flush {
+                    front: link.id,
+                    token: self.lane.token(&io),
+                    volume: link.attached.number,
+                });
+            }
+            None => {
+                io.phase.set(Phase::Direct);
+                self.flush_part(io);
+            }
+        }
+    }
+}
+
+/// For the boundary: the request of a handle, to be started.
+pub fn request_of<L: Lane>(io: &L::Io) -> &Request {
+    io
+}

@@ -1,0 +1,744 @@
+//! The owner's side: every change of the map, in the order in which it takes effect.
+//!
+//! Messages are handled one by one, each in a bounded step; what must wait does so in one of these
+//! places, all bounded by the host I/Os in flight: the *backlog* (the journal has no room; order is
+//! kept), *parked* (a through write or write-back holds the range), a volume's *unmarked* list (its
+//! superblock does not say dirty yet), the line for buckets. A message that waits keeps its bucket
+//! pinned.
+//!
+//! An insert is acknowledged once it is in the index and in a journal entry; the entry is written
+//! later, and by a flush at the latest.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::conflict::{Throughs, Versions};
+use super::msg::{Message, Outbox, Reply, Through, Verdict};
+use super::volume::{Attached, SetShared};
+use crate::alloc::Purpose;
+use crate::btree::{JournalFull, Tree};
+use crate::disk::{Disk, DoneFuture, IoError, Latch, Stopped};
+use crate::index::Extent;
+use crate::stats::Counter;
+use crate::task::{Executor, Lock, Notify};
+use crate::units::{BucketNr, Inode, Sector};
+
+/// Messages handled in one poll.
+const MESSAGES_A_POLL: usize = 512;
+/// Dirty data in percent of the cache above which writes go past it; the kernel's limit.
+const DIRTY_PERCENT_MAX: u64 = 70;
+
+/// Makes the superblock of a backing device say dirty (true) or clean, durably; one after the other.
+pub type Mark = Box<dyn Fn(bool) -> DoneFuture>;
+
+/// Dirty data that write-back leaves alone unless told otherwise, as in the kernel.
+pub const WRITEBACK_PERCENT: u64 = 10;
+
+/// A volume as its owner sees it.
+pub struct Volume {
+    /// Its number among the set's volumes.
+    pub number: u32,
+    /// Under which its keys stand.
+    pub inode: Inode,
+    /// The backing device, and the sector where the data begin.
+    pub backing: Option<(Rc<dyn Disk>, Sector)>,
+    /// The superblock on the backing device says dirty, or there is none.
+    pub marked_dirty: Cell<bool>,
+    mark: Mark,
+    marking: Cell<bool>,
+    unmarked: RefCell<Vec<Message>>,
+    changes: Arc<AtomicU64>,
+    versions: RefCell<Versions>,
+    /// Counts what may have been written to the backing device besides write-back.
+    written_through: Cell<u64>,
+    /// How much of that a flush of the backing device has covered.
+    flushed_through: Cell<u64>,
+    flushing: Lock,
+    /// Ranges that write-back is writing.
+    writing_back: RefCell<Vec<(Sector, Sector)>>,
+    /// Fills that came to nothing.
+    pub collisions: Counter,
+    /// Counts changes, so that write-back can tell an idle volume.
+    pub activity: Cell<u64>,
+    /// Whether write-back works without being asked.
+    pub writeback_running: Cell<bool>,
+    /// Dirty data, in percent of the cache, that write-back leaves alone.
+    pub writeback_percent: Cell<u64>,
+}
+
+impl Volume {
+    /// Whether write-back is writing somewhere in a range.
+    pub fn is_writing_back(&self, start: Sector, end: Sector) -> bool {
+        let ranges = self.writing_back.borrow();
+        ranges.iter().any(|r| r.0 < end && start < r.1)
+    }
+
+    fn changed(&self, start: Sector, end: Sector) {
+        // The map was changed before: who sees the new count sees the new map.
+        let nr = self.changes.load(Ordering::Relaxed) + 1;
+        self.versions.borrow_mut().changed(start, end, nr);
+        self.changes.store(nr, Ordering::Release);
+        self.activity.set(self.activity.get() + 1);
+    }
+
+    /// Makes the superblock say clean. There must be no dirty data; what becomes dirty meanwhile
+    /// waits until it says dirty again.
+    pub async fn mark_clean(&self) -> Result<(), IoError> {
+        self.marked_dirty.set(false);
+        (self.mark)(false).await
+    }
+
+    /// Whether the backing device may hold writes that are not durable.
+    pub fn needs_flush(&self) -> bool {
+        self.flushed_through.get() < self.written_through.get()
+    }
+
+    /// Makes durable all through writes that have ended.
+    pub async fn flush_backing(&self) -> Result<(), IoError> {
+        let Some((disk, _)) = &self.backing else {
+            return Ok(());
+        };
+        let upto = self.written_through.get();
+        if self.flushed_through.get() >= upto {
+            return Ok(());
+        }
+        let _turn = self.flushing.lock().await;
+        if self.flushed_through.get() >= upto {
+            return Ok(());
+        }
+        let covers = self.written_through.get();
+        disk.flush().await?;
+        self.flushed_through.set(covers);
+        Ok(())
+    }
+}
+
+struct FrontEnd {
+    outbox: Outbox,
+    granted: RefCell<Vec<BucketNr>>,
+}
+
+/// Owns the state of one cache set's volumes.
+pub struct Owner {
+    /// What the reactors share.
+    pub set: Arc<SetShared>,
+    /// The map.
+    pub tree: Rc<Tree>,
+    exec: Executor,
+    latch: Rc<Latch>,
+    volumes: RefCell<Vec<Option<Rc<Volume>>>>,
+    fronts: RefCell<Vec<Option<FrontEnd>>>,
+    throughs: RefCell<Throughs>,
+    parked: RefCell<Vec<Message>>,
+    backlog: RefCell<VecDeque<Message>>,
+    wanting: RefCell<VecDeque<u32>>,
+    /// Tasks of this owner that hold a range or a host I/O.
+    pub tasks: Cell<usize>,
+    /// Notified when a range is released or a task ends.
+    pub released: Notify,
+}
+
+impl Owner {
+    /// The owner of a set without volumes.
+    pub fn new(set: Arc<SetShared>, tree: Rc<Tree>, exec: Executor, latch: Rc<Latch>) -> Rc<Owner> {
+        Rc::new(Owner {
+            set,
+            tree,
+            exec,
+            latch,
+            volumes: RefCell::default(),
+            fronts: RefCell::default(),
+            throughs: RefCell::default(),
+            parked: RefCell::default(),
+            backlog: RefCell::default(),
+            wanting: RefCell::default(),
+            tasks: Cell::new(0),
+            released: Notify::default(),
+        })
+    }
+
+    /// Adds a volume.
+    pub fn add_volume(
+        &self,
+        inode: Inode,
+        backing: Option<(Rc<dyn Disk>, Sector)>,
+        marked_dirty: bool,
+        mark: Mark,
+    ) -> Rc<Volume> {
+        let mut volumes = self.volumes.borrow_mut();
+        let free = volumes.iter().position(Option::is_none);
+        let number = free.unwrap_or(volumes.len());
+        if number == volumes.len() {
+            volumes.push(None);
+        }
+        let volume = Rc::new(Volume {
+            number: number as u32,
+            inode,
+            backing,
+            marked_dirty: Cell::new(marked_dirty),
+            mark,
+            marking: Cell::new(false),
+            unmarked: RefCell::default(),
+            changes: Arc::new(AtomicU64::new(1)),
+            versions: RefCell::default(),
+            // What an earlier run of ours wrote may not be durable yet.
+            written_through: Cell::new(1),
+            flushed_through: Cell::new(0),
+            flushing: Lock::default(),
+            writing_back: RefCell::default(),
+            collisions: Counter::default(),
+            activity: Cell::new(0),
+            writeback_running: Cell::new(true),
+            writeback_percent: Cell::new(WRITEBACK_PERCENT),
+        });
+        volumes[number] = Some(volume.clone());
+        volume
+    }
+
+    /// What the reactors need of a volume.
+    pub fn attached(&self, volume: &Volume) -> Attached {
+        Attached {
+            set: self.set.clone(),
+            number: volume.number,
+            index: self.tree.index(volume.inode),
+            changes: volume.changes.clone(),
+        }
+    }
+
+    /// Forgets a volume that no front serves any more.
+    pub fn remove_volume(&self, volume: &Volume) {
+        self.volumes.borrow_mut()[volume.number as usize] = None;
+    }
+
+    /// Waits until nothing of a volume is under way that has no front any more: what its fronts
+    /// sent has been handled, and its ranges are released.
+    pub async fn settled(&self, volume: &Volume) {
+        while self.latch.check().is_ok() {
+            let quiet = self.set.inbox.is_empty()
+                && self.backlog.borrow().is_empty()
+                && !self.throughs.borrow().any(volume.number)
+                && volume.writing_back.borrow().is_empty();
+            if quiet {
+                return;
+            }
+            crate::task::yield_now().await;
+        }
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> Vec<Rc<Volume>> {
+        self.volumes.borrow().iter().flatten().cloned().collect()
+    }
+
+    fn volume(&self, number: u32) -> Rc<Volume> {
+        let volumes = self.volumes.borrow();
+        let volume = volumes.get(number as usize).and_then(Option::as_ref);
+        volume.expect("a front's volume exists").clone()
+    }
+
+    /// Whether a front serves any volume of the set.
+    pub fn has_fronts(&self) -> bool {
+        self.fronts.borrow().iter().any(Option::is_some)
+    }
+
+    fn reply(&self, front: u32, reply: Reply) {
+        if let Some(Some(front)) = self.fronts.borrow().get(front as usize) {
+            front.outbox.send(reply);
+        }
+    }
+
+    /// Handles what the reactors sent. Returns how much was done.
+    pub fn poll(self: &Rc<Self>) -> usize {
+        let mut done = self.work_off_backlog();
+        for _ in 0..MESSAGES_A_POLL {
+            // Behind a backlog nothing overtakes: its bound is that of the ring.
+            if !self.backlog.borrow().is_empty() {
+                break;
+            }
+            let Some(message) = self.set.inbox.take() else {
+                break;
+            };
+            self.handle(message);
+            done += 1;
+        }
+        if !self.wanting.borrow().is_empty() {
+            self.grant_wanting();
+        }
+        for front in self.fronts.borrow().iter().flatten() {
+            front.outbox.flush();
+        }
+        self.publish();
+        done
+    }
+
+    /// Tells the reactors how full the cache is.
+    pub fn publish(&self) {
+        let alloc = &self.tree.alloc;
+        let full = alloc.dirty_sectors() * 100 > alloc.data_sectors() * DIRTY_PERCENT_MAX;
+        let stuck = alloc.is_starving() && alloc.data_ready() == 0;
+        self.set
+            .writeback_ok
+            .store(!full && !stuck, Ordering::Relaxed);
+        let stopped = self.latch.check().is_err();
+        // Fills take buckets, and buckets take journal entries: none while the ring is full.
+        let fill = !stopped && self.tree.journal.has_room(1);
+        self.set.fill_ok.store(fill, Ordering::Relaxed);
+        self.set.stopped.store(stopped, Ordering::Relaxed);
+    }
+
+    fn work_off_backlog(self: &Rc<Self>) -> usize {
+        let mut done = 0;
+        while done < MESSAGES_A_POLL && !self.backlog.borrow().is_empty() {
+            if self.latch.check().is_ok() && !self.tree.journal.has_room(1) {
+                break;
+            }
+            let message = self.backlog.borrow_mut().pop_front();
+            if let Some(message) = message {
+                self.again(message);
+            }
+            done += 1;
+        }
+        done
+    }
+
+    fn handle(self: &Rc<Self>, message: Message) {
+        match message {
+            Message::Insert {
+                front,
+                token,
+                volume,
+                extent,
+            } => self.insert(front, token, volume, extent),
+            Message::BeginThrough {
+                front,
+                token,
+                volume,
+                start,
+                sectors,
+                kind,
+            } => {
+                let range = (start, start + sectors);
+                self.begin_through(front, token, volume, range, kind);
+            }
+            Message::Copied { volume, extent } => self.copied(volume, extent),
+            Message::EndThrough {
+                front,
+                token,
+                volume,
+                start,
+                sectors,
+                kind,
+                ok,
+            } => {
+                let range = (start, start + sectors);
+                self.end_through(front, token, volume, range, kind, ok);
+            }
+            Message::Fill {
+                volume,
+                extent,
+                seen,
+            } => self.fill(volume, extent, seen),
+            Message::Flush {
+                front,
+                token,
+                volume,
+            } => self.flush(front, token, volume),
+            Message::Discard {
+                front,
+                token,
+                volume,
+                start,
+                sectors,
+            } => self.discard(front, token, volume, start, start + sectors),
+            Message::WantBucket { front, dirty } => self.want_bucket(front, dirty),
+            Message::DoneBucket(bucket) => self.done_bucket(bucket),
+            Message::Hello(id, mailbox) => {
+                let mut fronts = self.fronts.borrow_mut();
+                while fronts.len() <= id as usize {
+                    fronts.push(None);
+                }
+                fronts[id as usize] = Some(FrontEnd {
+                    outbox: Outbox::new(mailbox),
+                    granted: RefCell::default(),
+                });
+            }
+            Message::Bye(id) => self.bye(id),
+        }
+    }
+
+    /// Keeps a message for later, and its bucket with it.
+    fn keep(&self, message: Message, place: impl FnOnce(Message)) {
+        if let Message::Insert { extent, .. } = &message {
+            let bucket = self.set.gens.bucket_of(extent.at);
+            self.tree.alloc.pin(bucket);
+        }
+        place(message);
+    }
+
+    /// Handles a kept message.
+    fn again(self: &Rc<Self>, message: Message) {
+        let pinned = match &message {
+            Message::Insert { extent, .. } => Some(self.set.gens.bucket_of(extent.at)),
+            _ => None,
+        };
+        self.handle(message);
+        if let Some(bucket) = pinned {
+            self.tree.alloc.unpin(bucket);
+        }
+    }
+
+    fn insert(self: &Rc<Self>, front: u32, token: u64, number: u32, extent: Extent) {
+        let message = Message::Insert {
+            front,
+            token,
+            volume: number,
+            extent,
+        };
+        if self.latch.check().is_err() {
+            return self.reply(front, Reply::Inserted { token, ok: false });
+        }
+        let volume = self.volume(number);
+        if !volume.marked_dirty.get() {
+            self.keep(message, |m| volume.unmarked.borrow_mut().push(m));
+            return self.mark_dirty(volume);
+        }
+        let (start, end) = (extent.start, extent.end());
+        if self.throughs.borrow().overlaps(number, start, end) {
+            return self.keep(message, |m| self.parked.borrow_mut().push(m));
+        }
+        match self.tree.insert(volume.inode, extent) {
+            Ok(()) => {
+                volume.changed(start, end);
+                self.reply(front, Reply::Inserted { token, ok: true });
+            }
+            Err(JournalFull) => {
+                self.keep(message, |m| self.backlog.borrow_mut().push_back(m));
+            }
+        }
+    }
+
+    /// The executor of the owner thread.
+    pub fn exec(&self) -> &Executor {
+        &self.exec
+    }
+
+    /// Runs a task that counts as this owner's.
+    pub fn spawn(self: &Rc<Self>, job: impl std::future::Future<Output = ()> + 'static) {
+        let owner = self.clone();
+        self.tasks.set(self.tasks.get() + 1);
+        self.exec.spawn(async move {
+            job.await;
+            owner.tasks.set(owner.tasks.get() - 1);
+            owner.released.notify();
+        });
+    }
+
+    fn mark_dirty(self: &Rc<Self>, volume: Rc<Volume>) {
+        if volume.marking.replace(true) {
+            return;
+        }
+        let owner = self.clone();
+        self.spawn(async move {
+            let done = (volume.mark)(true).await;
+            volume.marking.set(false);
+            let waiting = volume.unmarked.take();
+            match done {
+                Ok(()) => {
+                    volume.marked_dirty.set(true);
+                    for message in waiting {
+                        owner.again(message);
+                    }
+                }
+                Err(why) => {
+                    log::error!("a backing device could not be marked dirty: {why}");
+                    for message in waiting {
+                        owner.refuse(message);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Answers a kept insert with a failure. The data stay unreferenced in their bucket.
+    fn refuse(&self, message: Message) {
+        if let Message::Insert {
+            front,
+            token,
+            extent,
+            ..
+        } = message
+        {
+            self.tree.alloc.unpin(self.set.gens.bucket_of(extent.at));
+            self.reply(front, Reply::Inserted { token, ok: false });
+        }
+    }
+
+    fn has_dirty(&self, volume: &Volume, start: Sector, end: Sector) -> bool {
+        let mut dirty = false;
+        self.tree.scan(volume.inode, start, end, &mut |e| {
+            dirty = e.dirty && self.tree.is_fresh(&e);
+            !dirty
+        });
+        dirty
+    }
+
+    fn begin_through(
+        self: &Rc<Self>,
+        front: u32,
+        token: u64,
+        number: u32,
+        (start, end): (Sector, Sector),
+        kind: Through,
+    ) {
+        let verdict = move |verdict| Reply::Verdict { token, verdict };
+        if self.latch.check().is_err() {
+            return self.reply(front, verdict(Verdict::Failed));
+        }
+        let volume = self.volume(number);
+        let written_back = volume.is_writing_back(start, end);
+        if kind == Through::Write && (written_back || self.has_dirty(&volume, start, end)) {
+            return self.reply(front, verdict(Verdict::Cache));
+        }
+        if written_back || self.throughs.borrow().overlaps(number, start, end) {
+            let message = Message::BeginThrough {
+                front,
+                token,
+                volume: number,
+                start,
+                sectors: end - start,
+                kind,
+            };
+            return self.parked.borrow_mut().push(message);
+        }
+        self.throughs.borrow_mut().hold(number, start, end);
+        volume.changed(start, end);
+        let mut cached = false;
+        self.tree.scan(volume.inode, start, end, &mut |_| {
+            cached = true;
+            false
+        });
+        if !cached {
+            return self.reply(front, verdict(Verdict::Go { flush: false }));
+        }
+        let owner = self.clone();
+        self.spawn(async move {
+            let flush = kind == Through::Zeroes && owner.tree.dirty_sectors(volume.inode) > 0;
+            let done = owner.forget(&volume, start, end).await;
+            let word = match done {
+                Ok(()) => Verdict::Go { flush },
+                Err(Stopped) => {
+                    owner.throughs.borrow_mut().release(number, start, end);
+                    Verdict::Failed
+                }
+            };
+            owner.reply(front, verdict(word));
+        });
+    }
+
+    /// Deletes all clean extents in a range from the map, durably.
+    async fn forget(&self, volume: &Volume, start: Sector, end: Sector) -> Result<(), Stopped> {
+        self.tree.delete(volume.inode, start, end, true).await?;
+        self.tree.journal.commit().await
+    }
+
+    fn copied(&self, number: u32, extent: Extent) {
+        if self.latch.check().is_ok() && self.tree.is_fresh(&extent) {
+            let volume = self.volume(number);
+            // From here on the backing device must be flushed before the key is written.
+            volume.written_through.set(volume.written_through.get() + 1);
+            self.tree.insert_unlogged(volume.inode, extent);
+        }
+    }
+
+    fn end_through(
+        self: &Rc<Self>,
+        front: u32,
+        token: u64,
+        number: u32,
+        (start, end): (Sector, Sector),
+        kind: Through,
+        ok: bool,
+    ) {
+        let volume = self.volume(number);
+        // Even a failed write may have changed something.
+        volume.written_through.set(volume.written_through.get() + 1);
+        if ok && kind == Through::Zeroes {
+            let owner = self.clone();
+            return self.spawn(async move {
+                let inode = volume.inode;
+                let ok = owner.tree.delete(inode, start, end, false).await.is_ok();
+                owner.release(&volume, start, end);
+                owner.reply(front, Reply::Ended { token, ok });
+            });
+        }
+        self.release(&volume, start, end);
+        // A failed transfer is known to the front already.
+        self.reply(front, Reply::Ended { token, ok: true });
+    }
+
+    fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
+        volume.changed(start, end);
+        self.throughs
+            .borrow_mut()
+            .release(volume.number, start, end);
+        self.unpark();
+    }
+
+    /// Tries all parked messages again.
+    fn unpark(self: &Rc<Self>) {
+        for message in self.parked.take() {
+            self.again(message);
+        }
+        self.released.notify();
+    }
+
+    fn fill(&self, number: u32, extent: Extent, seen: u64) {
+        let volume = self.volume(number);
+        let (start, end) = (extent.start, extent.end());
+        let changed = self.throughs.borrow().overlaps(number, start, end)
+            || volume.versions.borrow().changed_since(start, end, seen);
+        let mut cached = false;
+        self.tree.scan(volume.inode, start, end, &mut |e| {
+            cached = self.tree.is_fresh(&e);
+            !cached
+        });
+        if changed || cached || self.latch.check().is_err() || !self.tree.is_fresh(&extent) {
+            return volume.collisions.add(1);
+        }
+        // While the backing device may still lose what was read from it, a crash must forget it.
+        if volume.needs_flush() || self.tree.insert(volume.inode, extent).is_err() {
+            self.tree.insert_unlogged(volume.inode, extent);
+        }
+    }
+
+    fn flush(self: &Rc<Self>, front: u32, token: u64, number: u32) {
+        let volume = self.volume(number);
+        let ok = self.latch.check().is_ok();
+        if !ok || self.tree.journal.is_durable() && !volume.needs_flush() {
+            return self.reply(front, Reply::Flushed { token, ok });
+        }
+        let owner = self.clone();
+        self.spawn(async move {
+            let backing = volume.flush_backing().await;
+            let journal = owner.tree.journal.commit().await;
+            let ok = backing.is_ok() && journal.is_ok();
+            owner.reply(front, Reply::Flushed { token, ok });
+        });
+    }
+
+    fn discard(self: &Rc<Self>, front: u32, token: u64, number: u32, start: Sector, end: Sector) {
+        let (owner, volume) = (self.clone(), self.volume(number));
+        self.spawn(async move {
+            let done = owner.tree.delete(volume.inode, start, end, false).await;
+            let ok = done.is_ok();
+            volume.changed(start, end);
+            owner.reply(front, Reply::Ended { token, ok });
+        });
+    }
+
+    // --- space ---
+
+    fn want_bucket(&self, front: u32, dirty: bool) {
+        if dirty {
+            self.wanting.borrow_mut().push_back(front);
+            self.tree.alloc.want_data();
+            return self.grant_wanting();
+        }
+        // Clean data are a luxury: what is left is for dirty data.
+        let alloc = &self.tree.alloc;
+        let taken = if alloc.data_ready() > 2 && self.tree.journal.has_room(1) {
+            alloc.take(Purpose::Data)
+        } else {
+            alloc.want_data();
+            None
+        };
+        match taken {
+            Some(taken) => self.grant(front, false, taken),
+            None => self.reply(front, Reply::Dry),
+        }
+    }
+
+    fn grant(&self, front: u32, dirty: bool, taken: (BucketNr, crate::units::Gen)) {
+        let (bucket, generation) = taken;
+        let known = match self.fronts.borrow().get(front as usize) {
+            Some(Some(end)) => {
+                end.granted.borrow_mut().push(bucket);
+                true
+            }
+            _ => false,
+        };
+        if known {
+            self.reply(
+                front,
+                Reply::Grant {
+                    dirty,
+                    bucket,
+                    generation,
+                },
+            );
+        } else {
+            self.tree.alloc.unpin(bucket);
+        }
+    }
+
+    fn grant_wanting(&self) {
+        loop {
+            let next = self.wanting.borrow().front().copied();
+            let Some(front) = next else { break };
+            // Looked at in every poll: the allocator knows already that somebody waits.
+            if self.tree.alloc.data_ready() == 0 {
+                break;
+            }
+            let Some(taken) = self.tree.alloc.take(Purpose::Data) else {
+                break;
+            };
+            self.wanting.borrow_mut().pop_front();
+            self.grant(front, true, taken);
+        }
+    }
+
+    fn done_bucket(&self, bucket: BucketNr) {
+        for front in self.fronts.borrow().iter().flatten() {
+            let mut granted = front.granted.borrow_mut();
+            if let Some(i) = granted.iter().position(|&b| b == bucket) {
+                granted.swap_remove(i);
+                drop(granted);
+                return self.tree.alloc.unpin(bucket);
+            }
+        }
+    }
+
+    fn bye(&self, id: u32) {
+        let gone = self.fronts.borrow_mut()[id as usize].take();
+        self.wanting.borrow_mut().retain(|&front| front != id);
+        for bucket in gone.into_iter().flat_map(|f| f.granted.take()) {
+            self.tree.alloc.unpin(bucket);
+        }
+        self.set.front_gone(id);
+        self.released.notify();
+    }
+
+    // --- write-back ---
+
+    /// Takes a range for write-back; false while a through write is in it.
+    pub fn begin_writeback(&self, volume: &Volume, start: Sector, end: Sector) -> bool {
+        if self.throughs.borrow().overlaps(volume.number, start, end) {
+            return false;
+        }
+        volume.writing_back.borrow_mut().push((start, end));
+        true
+    }
+
+    /// Gives a range back.
+    pub fn end_writeback(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
+        let mut ranges = volume.writing_back.borrow_mut();
+        if let Some(i) = ranges.iter().position(|&r| r == (start, end)) {
+            ranges.swap_remove(i);
+        }
+        drop(ranges);
+        self.unpark();
+    }
+}

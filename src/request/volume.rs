@@ -1,0 +1,143 @@
+//! What all reactors share of a volume and of its cache set.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::msg::Inbox;
+use crate::alloc::gens::Gens;
+use crate::format::superblock::CacheMode;
+use crate::index::{Domain, Index};
+use crate::stats::{FrontStats, Totals};
+use crate::units::{Sector, Uuid};
+
+/// What all reactors share of a cache set.
+pub struct SetShared {
+    /// Generations of the buckets.
+    pub gens: Arc<Gens>,
+    /// Where readers of the indexes register.
+    pub domain: Arc<Domain>,
+    /// The way to the owner.
+    pub inbox: Inbox,
+    /// Sectors of a bucket; a power of two.
+    pub bucket_sectors: u32,
+    /// Whether write-back writes may go into the cache: it is not too full of dirty data.
+    pub writeback_ok: AtomicBool,
+    /// Whether reads may be filled into the cache.
+    pub fill_ok: AtomicBool,
+    /// Set when the set has stopped for good.
+    pub stopped: AtomicBool,
+    front_ids: Mutex<(Vec<u32>, u32)>,
+}
+
+impl SetShared {
+    /// What a new set's reactors start from.
+    pub fn new(gens: Arc<Gens>, domain: Arc<Domain>, bucket_sectors: u32) -> SetShared {
+        SetShared {
+            gens,
+            domain,
+            inbox: Inbox::default(),
+            bucket_sectors,
+            writeback_ok: AtomicBool::new(true),
+            fill_ok: AtomicBool::new(true),
+            stopped: AtomicBool::new(false),
+            front_ids: Mutex::new((Vec::new(), 0)),
+        }
+    }
+
+    /// A number for a new front.
+    pub fn front_id(&self) -> u32 {
+        let mut ids = self.front_ids.lock().unwrap_or_else(|e| e.into_inner());
+        ids.0.pop().unwrap_or_else(|| {
+            ids.1 += 1;
+            ids.1 - 1
+        })
+    }
+
+    /// Takes a front's number back, once the owner has seen it go.
+    pub fn front_gone(&self, id: u32) {
+        let mut ids = self.front_ids.lock().unwrap_or_else(|e| e.into_inner());
+        ids.0.push(id);
+    }
+}
+
+/// A volume's place in a cache set.
+#[derive(Clone)]
+pub struct Attached {
+    /// The set.
+    pub set: Arc<SetShared>,
+    /// The volume's number with the owner.
+    pub number: u32,
+    /// What is cached.
+    pub index: Arc<Index>,
+    /// Counts the changes of the volume's map and backing device that a fill must not miss.
+    pub changes: Arc<AtomicU64>,
+}
+
+/// What all reactors share of a volume. A volume that is attached or detached gets a new one.
+pub struct VolumeShared {
+    /// The bdev's name.
+    pub name: String,
+    /// The volume's UUID.
+    pub uuid: Uuid,
+    /// Sectors in a block of the volume.
+    pub block_sectors: u32,
+    size_sectors: AtomicU64,
+    /// Where the data begin on the backing device; `None` for a volume on the cache alone.
+    pub data_offset: Option<Sector>,
+    /// Where it is cached.
+    pub cache: Option<Attached>,
+    mode: AtomicU8,
+    totals: Arc<Totals>,
+}
+
+impl VolumeShared {
+    /// A volume of so many sectors.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        name: String,
+        uuid: Uuid,
+        block_sectors: u32,
+        size_sectors: u64,
+        data_offset: Option<Sector>,
+        cache: Option<Attached>,
+        mode: CacheMode,
+        totals: Arc<Totals>,
+    ) -> VolumeShared {
+        VolumeShared {
+            name,
+            uuid,
+            block_sectors,
+            size_sectors: AtomicU64::new(size_sectors),
+            data_offset,
+            cache,
+            mode: AtomicU8::new(mode as u8),
+            totals,
+        }
+    }
+
+    /// Its size in sectors.
+    pub fn size_sectors(&self) -> u64 {
+        self.size_sectors.load(Ordering::Relaxed)
+    }
+
+    /// The cache mode now.
+    #[inline]
+    pub fn mode(&self) -> CacheMode {
+        CacheMode::ALL[usize::from(self.mode.load(Ordering::Relaxed)) & 3]
+    }
+
+    /// Changes the cache mode for all I/O that starts from now on.
+    pub fn set_mode(&self, mode: CacheMode) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// The counters of all fronts of the volume.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Counters for a new front.
+    pub fn new_stats(&self) -> Arc<FrontStats> {
+        self.totals.front()
+    }
+}

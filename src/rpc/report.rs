@@ -1,0 +1,258 @@
+//! What there is, as JSON.
+
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use super::{About, Answer};
+use crate::format::superblock::{BackingState, CacheMode};
+use crate::journal::JOURNAL_DELAY_MS;
+use crate::request::owner::WRITEBACK_PERCENT;
+use crate::set::cache::CacheSet;
+use crate::set::error::SetError;
+use crate::set::hub::Hub;
+use crate::set::options::{SetOptions, VolumeOptions};
+use crate::set::volume::Volume;
+use crate::stats::Counts;
+use crate::units::{SECTOR_BYTES, Uuid};
+
+const BYTES: u64 = SECTOR_BYTES as u64;
+
+fn state(volume: &Volume) -> &'static str {
+    let Some(backing) = &volume.backing else {
+        return "dirty";
+    };
+    if volume.dirty_bytes() > 0 {
+        return "dirty";
+    }
+    match backing.superblock().state() {
+        BackingState::None => "no cache",
+        BackingState::Clean => "clean",
+        BackingState::Dirty if volume.link.borrow().is_some() => "clean",
+        BackingState::Dirty => "dirty",
+        BackingState::Stale => "inconsistent",
+    }
+}
+
+fn options(volume: &Volume) -> Value {
+    match &*volume.link.borrow() {
+        Some(link) => json!({
+            "writeback_running": link.volume.writeback_running.get(),
+            "writeback_percent": link.volume.writeback_percent.get(),
+        }),
+        None => json!({}),
+    }
+}
+
+/// Options of a volume, when any is not the default.
+pub fn changed_options(volume: &Volume) -> Option<VolumeOptions> {
+    let link = volume.link.borrow();
+    let owned = &link.as_ref()?.volume;
+    let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
+    (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
+        writeback_running: Some(running),
+        writeback_percent: Some(percent),
+    })
+}
+
+/// Options of a set, when any is not the default.
+pub fn changed_set_options(set: &CacheSet) -> Option<SetOptions> {
+    let ms = set.journal.delay_ms();
+    (ms != JOURNAL_DELAY_MS).then_some(SetOptions {
+        journal_delay_ms: Some(ms),
+    })
+}
+
+/// Parameters, without those that say nothing.
+fn said(params: Value) -> Value {
+    match params {
+        Value::Object(mut map) => {
+            map.retain(|_, value| !value.is_null());
+            Value::Object(map)
+        }
+        other => other,
+    }
+}
+
+/// Parameters that give a volume its options as soon as it is there.
+pub fn volume_params(name: &str, options: VolumeOptions) -> Value {
+    said(json!({
+        "name": name,
+        "writeback_running": options.writeback_running,
+        "writeback_percent": options.writeback_percent,
+        "when_up": true,
+    }))
+}
+
+/// Parameters that give a set its options as soon as it runs.
+pub fn set_params(uuid: Uuid, options: SetOptions) -> Value {
+    said(json!({
+        "set": uuid.to_string(),
+        "journal_delay_ms": options.journal_delay_ms,
+        "when_up": true,
+    }))
+}
+
+/// The bdevs that hold sets and volumes, caches first.
+pub fn devices(hub: &Hub) -> Vec<String> {
+    let caches = hub.sets().into_iter().map(|set| set.disk.name());
+    let backing = hub.volumes().into_iter();
+    let backing = backing.filter_map(|v| v.backing.as_ref().map(|b| b.disk.name()));
+    caches.chain(backing).collect()
+}
+
+fn bdev(volume: &Volume) -> Value {
+    let size_sectors = match (&*volume.shared.borrow(), &volume.backing) {
+        (Some(shared), _) => shared.size_sectors(),
+        (None, Some(backing)) => backing.volume_sectors(),
+        (None, None) => 0,
+    };
+    let mode = volume.shared.borrow().as_ref().map(|s| s.mode());
+    let mode = volume.mode().or(mode).unwrap_or(CacheMode::WriteBack);
+    let set = volume.link.borrow().as_ref().map(|l| l.set.set_uuid());
+    let set = set.or_else(|| {
+        let backing = volume.backing.as_ref()?;
+        let uuid = backing.superblock().set_uuid;
+        (!uuid.is_nil()).then_some(uuid)
+    });
+    json!({
+        "name": volume.name,
+        "uuid": volume.uuid.to_string(),
+        "kind": if volume.backing.is_some() { "cached" } else { "flash" },
+        "state": state(volume),
+        "cache_mode": mode.name(),
+        "running": volume.is_running(),
+        "backing_bdev": volume.backing.as_ref().map(|b| b.disk.name()),
+        "set": set.map(|s| s.to_string()),
+        "inode": volume.inode().map(|i| i.0),
+        "size_bytes": size_sectors * BYTES,
+        "dirty_bytes": volume.dirty_bytes(),
+        "options": options(volume),
+    })
+}
+
+/// All volumes, or one.
+pub fn bdevs(hub: &Hub, name: Option<String>) -> Answer {
+    let volumes = match name {
+        Some(name) => vec![hub.volume(&name)?],
+        None => hub.volumes(),
+    };
+    Ok(volumes.iter().map(|v| bdev(v)).collect())
+}
+
+fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
+    let sb = set.superblock();
+    let (census, tree) = (set.alloc.census(), set.tree.stats());
+    let (free_blocks, blocks) = set.journal.space_blocks();
+    let (oldest, open) = set.journal.window();
+    let data = census.free + census.clean + census.dirty;
+    let available = (census.free + census.clean) * 100 / data.max(1);
+    let volumes = hub.volumes_of(set);
+    let volumes: Vec<String> = volumes.iter().map(|v| v.name.clone()).collect();
+    json!({
+        "set": set.set_uuid().to_string(),
+        "state": if set.latch.why().is_some() { "failed" } else { "running" },
+        "failure": set.latch.why(),
+        "devices": [{
+            "bdev_name": set.disk.name(),
+            "uuid": sb.uuid.to_string(),
+            "index": sb.nr_this_dev,
+            "nbuckets": sb.nbuckets,
+            "bucket_size_kb": sb.bucket_sectors / 2,
+            "block_size": u32::from(sb.block_sectors) * SECTOR_BYTES as u32,
+            "buckets": {
+                "free": census.free,
+                "clean": census.clean,
+                "dirty": census.dirty,
+                "metadata": census.metadata,
+            },
+        }],
+        "volumes": volumes,
+        "tree_depth": tree.depth,
+        "btree_nodes": tree.nodes,
+        "cached_extents": tree.extents,
+        "index_bytes": tree.index_bytes,
+        "dirty_bytes": set.alloc.dirty_sectors() * BYTES,
+        "cache_available_percent": available,
+        "written_back_bytes": set.writeback.done_sectors.get() * BYTES,
+        "journal": {
+            "blocks": blocks,
+            "free_blocks": free_blocks,
+            "oldest_seq": oldest.0,
+            "open_seq": open.0,
+        },
+        "options": {"journal_delay_ms": set.journal.delay_ms()},
+    })
+}
+
+/// All sets, or one.
+pub fn sets(hub: &Hub, uuid: Option<String>) -> Answer {
+    let sets = match uuid {
+        Some(uuid) => vec![hub.set(&uuid)?],
+        None => hub.sets(),
+    };
+    Ok(sets.iter().map(|s| set(hub, s)).collect())
+}
+
+fn counts(c: &Counts) -> Value {
+    json!({
+        "cache_hits": c.cache_hits,
+        "cache_misses": c.cache_misses,
+        "cache_hit_ratio": c.hit_ratio(),
+        "cache_bypass_hits": c.cache_bypass_hits,
+        "cache_bypass_misses": c.cache_bypass_misses,
+        "cache_miss_collisions": c.cache_miss_collisions,
+        "bypassed_bytes": c.bypassed_sectors * BYTES,
+        "reads": c.reads,
+        "writes": c.writes,
+        "read_bytes": c.read_sectors * BYTES,
+        "written_bytes": c.written_sectors * BYTES,
+        "flushes": c.flushes,
+    })
+}
+
+fn about(hub: &Hub, about: &About) -> Result<Vec<Rc<Volume>>, SetError> {
+    match about {
+        About::Volume(name) => Ok(vec![hub.volume(name)?]),
+        About::Set(uuid) => Ok(hub.volumes_of(&hub.set(uuid)?)),
+    }
+}
+
+fn totals(volume: &Volume) -> Counts {
+    let mut now = volume.totals.sum();
+    if let Some(link) = &*volume.link.borrow() {
+        now.cache_miss_collisions += link.volume.collisions.get();
+    }
+    now
+}
+
+/// The statistics of a volume, or of all volumes of a set.
+pub fn stats(hub: &Hub, what: &About) -> Answer {
+    let mut sums = [Counts::default(); 4];
+    for volume in about(hub, what)? {
+        let windows = volume.windows.borrow();
+        let values = [
+            windows.total(totals(&volume)),
+            windows.five_minute,
+            windows.hour,
+            windows.day,
+        ];
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = *sum + value;
+        }
+    }
+    Ok(json!({
+        "total": counts(&sums[0]),
+        "five_minute": counts(&sums[1]),
+        "hour": counts(&sums[2]),
+        "day": counts(&sums[3]),
+    }))
+}
+
+/// Starts the statistics of a volume, or of all volumes of a set, from zero.
+pub fn reset(hub: &Hub, what: &About) -> Answer {
+    for volume in about(hub, what)? {
+        volume.windows.borrow_mut().reset(totals(&volume));
+    }
+    Ok(json!(true))
+}

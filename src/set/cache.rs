@@ -1,0 +1,518 @@
+//! One cache set: its device, and the machinery that runs on it.
+//!
+//! Start, in steps: superblock → journal → priorities → uuids → tree → replay → count → go. Nothing
+//! is written before all of it has been read and found right; a device that is refused is left as
+//! it was.
+//!
+//! A fresh device becomes a set in steps that a crash may cut anywhere: until the superblock says
+//! SYNC, which comes last, the device is still fresh and is begun anew.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::error::SetError;
+use super::host::Host;
+use crate::alloc::gens::Gens;
+use crate::alloc::{Alloc, Purpose, prios};
+use crate::btree::Tree;
+use crate::disk::{Disk, IoError, Latch};
+use crate::format::key::{Key, Ptr};
+use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
+use crate::format::uuids::{self, UuidEntry};
+use crate::gc;
+use crate::index::Domain;
+use crate::journal::replay::{self, Replay};
+use crate::journal::ring::{Ring, Slot};
+use crate::journal::{Journal, Roots, Shape, Start};
+use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
+use crate::request::owner::Owner;
+use crate::request::volume::SetShared;
+use crate::rng::Rng;
+use crate::task::Executor;
+use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
+use crate::writeback::Writeback;
+
+/// Threads that can have fronts of one set at the same time.
+const READERS_MAX: usize = 1024;
+
+/// A running cache set.
+pub struct CacheSet {
+    /// The cache device.
+    pub disk: Rc<dyn Disk>,
+    superblock: RefCell<CacheSuper>,
+    shape: Shape,
+    /// Tripped when the set had to stop.
+    pub latch: Rc<Latch>,
+    /// The journal.
+    pub journal: Rc<Journal>,
+    /// The allocator.
+    pub alloc: Rc<Alloc>,
+    /// The map.
+    pub tree: Rc<Tree>,
+    /// The owner of its volumes.
+    pub owner: Rc<Owner>,
+    /// Its write-back.
+    pub writeback: Rc<Writeback>,
+    uuids: RefCell<Vec<UuidEntry>>,
+    stopped: Cell<bool>,
+}
+
+/// Reads the superblock of a device, which may be of either kind.
+///
+/// # Errors
+/// The device is too small, cannot be read, or has no valid superblock.
+pub async fn read_super(disk: &Rc<dyn Disk>) -> Result<Super, SetError> {
+    let sectors = (SUPER_BYTES / SECTOR_BYTES) as u64;
+    if disk.size_sectors() < SUPER_SECTOR.0 + sectors {
+        return Err(SetError::NoSuper(disk.name()));
+    }
+    let buf = disk.alloc(SUPER_BYTES);
+    let (buf, done) = disk.read(SUPER_SECTOR, buf).await;
+    done.map_err(|e| SetError::Io(disk.name(), e))?;
+    if !crate::format::superblock::has_magic(&buf) {
+        return Err(SetError::NoSuper(disk.name()));
+    }
+    parse(&buf).map_err(|e| SetError::Super(disk.name(), e))
+}
+
+/// Writes a superblock, durably.
+pub async fn write_super(disk: &Rc<dyn Disk>, bytes: &[u8; SUPER_BYTES]) -> Result<(), IoError> {
+    let mut buf = disk.alloc(SUPER_BYTES);
+    buf.copy_from_slice(bytes);
+    disk.write(SUPER_SECTOR, buf).await.1?;
+    disk.flush().await
+}
+
+struct Engine {
+    gens: Arc<Gens>,
+    latch: Rc<Latch>,
+    rng: Rc<Rng>,
+    exec: Executor,
+    disk: Rc<dyn Disk>,
+    shape: Shape,
+}
+
+impl Engine {
+    fn new(host: &dyn Host, exec: Executor, disk: Rc<dyn Disk>, sb: &CacheSuper) -> Engine {
+        let gens = Gens::new(sb.nbuckets as usize, sb.bucket_sectors);
+        Engine {
+            gens: Arc::new(gens),
+            latch: Rc::default(),
+            rng: Rc::new(Rng::new(host.entropy())),
+            exec,
+            disk,
+            shape: Shape {
+                geometry: sb.geometry(),
+                set_magic: sb.set_magic(),
+            },
+        }
+    }
+
+    fn build(&self, start: Start, data_start: BucketNr) -> (Rc<Journal>, Rc<Alloc>, Rc<Tree>) {
+        let (disk, shape, latch) = (&self.disk, &self.shape, &self.latch);
+        let journal = Journal::new(
+            disk.clone(),
+            self.exec.clone(),
+            shape.clone(),
+            latch.clone(),
+            start,
+        );
+        let alloc = Alloc::new(
+            self.gens.clone(),
+            disk.clone(),
+            shape.clone(),
+            latch.clone(),
+            journal.clone(),
+            data_start,
+        );
+        let tree = Tree::new(
+            disk.clone(),
+            shape.clone(),
+            latch.clone(),
+            journal.clone(),
+            alloc.clone(),
+            Domain::new(READERS_MAX),
+            self.rng.clone(),
+        );
+        (journal, alloc, tree)
+    }
+}
+
+impl CacheSet {
+    /// Starts the set on a device with a valid superblock: recovers it, or, if it never ran, begins
+    /// it.
+    ///
+    /// # Errors
+    /// See [`SetError`]; nothing has been written then, unless the device was fresh.
+    pub async fn start(
+        host: &dyn Host,
+        exec: Executor,
+        disk: Rc<dyn Disk>,
+        mut sb: CacheSuper,
+    ) -> Result<Rc<CacheSet>, SetError> {
+        let bad = |e| SetError::Super(disk.name(), e);
+        sb.check_device(disk.size_sectors()).map_err(bad)?;
+        if u32::from(sb.block_sectors) < disk.block_sectors() {
+            return Err(SetError::BlockTooSmall {
+                device: disk.name(),
+                set_sectors: sb.block_sectors.into(),
+                device_sectors: disk.block_sectors(),
+            });
+        }
+        sb.last_mount = host.now_s();
+        if sb.sync() && !sb.journal_buckets.is_empty() {
+            Self::recover(host, exec, disk, sb).await
+        } else {
+            Self::begin(host, exec, disk, sb).await
+        }
+    }
+
+    async fn begin(
+        host: &dyn Host,
+        exec: Executor,
+        disk: Rc<dyn Disk>,
+        old: CacheSuper,
+    ) -> Result<Rc<CacheSet>, SetError> {
+        let mut sb = old.clone();
+        sb.prepare_first_run();
+        sb.set_sync(false);
+        let io = |e| SetError::Io(disk.name(), e);
+        let engine = Engine::new(host, exec, disk.clone(), &sb);
+        let first = engine.shape.sector_of(sb.journal_buckets[0]);
+        let length = sb.journal_buckets.len() as u64 * u64::from(sb.bucket_sectors);
+        // Entries of an earlier life of this set would be taken for newer ones.
+        disk.write_zeroes(first, length).await.map_err(io)?;
+        let slots = sb.journal_buckets.iter().map(|&bucket| Slot {
+            bucket,
+            newest: JournalSeq(0),
+        });
+        let (block, bucket) = (sb.block_sectors.into(), sb.bucket_sectors);
+        let ring = Ring::new(slots.collect(), 0, 0, block, bucket, JournalSeq(1));
+        let start = Start {
+            roots: Roots {
+                root: Key::MAX,
+                level: 0,
+                uuid_bucket: Key::ZERO,
+                prio_bucket: BucketNr(0),
+            },
+            seq: JournalSeq(1),
+            pins_first: JournalSeq(1),
+            ring,
+        };
+        let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
+        let (journal, alloc, tree) = engine.build(start, data_start);
+        for bucket in data_start.0..sb.nbuckets as u32 {
+            alloc.free_unreferenced(BucketNr(bucket));
+        }
+        let latch = engine.latch.clone();
+        let stopped = |_| SetError::Stopped(latch.why().unwrap_or_default());
+        tree.create().await.map_err(stopped)?;
+        let entries = uuids::per_table(meta_bucket_bytes(sb.bucket_sectors));
+        let set = Self::assemble(engine, sb, journal, alloc, tree, entries);
+        set.uuids
+            .borrow_mut()
+            .resize(entries, UuidEntry::decode(&[0; uuids::ENTRY_BYTES]));
+        set.place_uuids().await?;
+        set.exec_spawn_journal();
+        set.alloc.write_prios().await.map_err(stopped)?;
+        set.vouch(&old).await.map_err(io)?;
+        set.spawn_tasks();
+        Ok(set)
+    }
+
+    /// Writes the superblock of a set whose metadata are durable. The list of journal buckets goes
+    /// first, under the old header, so that no torn write can damage the header.
+    async fn vouch(&self, old: &CacheSuper) -> Result<(), IoError> {
+        self.superblock.borrow_mut().set_sync(true);
+        self.superblock.borrow_mut().seq += 1;
+        let new = self.superblock.borrow().encode();
+        if old.journal_buckets.is_empty() {
+            let mut step = new;
+            let header = uuids_header_end();
+            step[..header].copy_from_slice(&old.encode()[..header]);
+            write_super(&self.disk, &step).await?;
+        }
+        write_super(&self.disk, &new).await
+    }
+
+    async fn recover(
+        host: &dyn Host,
+        exec: Executor,
+        disk: Rc<dyn Disk>,
+        sb: CacheSuper,
+    ) -> Result<Rc<CacheSet>, SetError> {
+        let engine = Engine::new(host, exec, disk.clone(), &sb);
+        let Replay { entries, ring } = replay::read(&disk, &engine.shape, &sb.journal_buckets)
+            .await
+            .map_err(|e| SetError::Journal(disk.name(), e))?;
+        let newest = entries.last().expect("a replay has entries").clone();
+        let uuid_bucket = newest
+            .uuid_bucket
+            .ok_or_else(|| SetError::NoUuids(disk.name()))?;
+        let prios = prios::read(&disk, &engine.shape, newest.prio_bucket[0])
+            .await
+            .map_err(|e| SetError::Prios(disk.name(), e))?;
+        for (bucket, &(prio, generation)) in prios.entries.iter().enumerate() {
+            let bucket = BucketNr(bucket as u32);
+            engine.gens.set_generation(bucket, generation);
+            engine
+                .gens
+                .set_age(bucket, INITIAL_PRIO.saturating_sub(prio));
+        }
+        let start = Start {
+            roots: Roots {
+                root: newest.root,
+                level: newest.level,
+                uuid_bucket,
+                prio_bucket: prios.places[0],
+            },
+            seq: newest.seq.next(),
+            pins_first: newest.last_seq,
+            ring,
+        };
+        let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
+        let (journal, alloc, tree) = engine.build(start, data_start);
+        alloc.adopt_prios(prios.places, prios.seq);
+        let table = Self::read_uuids(&engine, &alloc, &uuid_bucket).await?;
+        let tree_error = |e| SetError::Tree(disk.name(), e);
+        tree.load(newest.root, newest.level)
+            .await
+            .map_err(tree_error)?;
+        for entry in &entries {
+            for key in &entry.keys {
+                tree.meet_key(key)
+                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
+                tree.replay(key.inode, key, entry.seq);
+            }
+        }
+        tree.count_all().map_err(tree_error)?;
+        // After a crash that spared the device's own cache, what was read may not be durable. From
+        // here on things are written that rely on it.
+        disk.flush()
+            .await
+            .map_err(|e| SetError::Io(disk.name(), e))?;
+        if !alloc.start_from_empty() {
+            return Err(SetError::NoSpace(disk.name()));
+        }
+        let set = Self::assemble(engine, sb, journal, alloc, tree, table.len());
+        *set.uuids.borrow_mut() = table;
+        set.spawn_all();
+        let mut written = set.superblock.borrow().clone();
+        written.seq += 1;
+        *set.superblock.borrow_mut() = written.clone();
+        write_super(&set.disk, &written.encode())
+            .await
+            .map_err(|e| SetError::Io(disk.name(), e))?;
+        Ok(set)
+    }
+
+    fn assemble(
+        engine: Engine,
+        sb: CacheSuper,
+        journal: Rc<Journal>,
+        alloc: Rc<Alloc>,
+        tree: Rc<Tree>,
+        uuids: usize,
+    ) -> Rc<CacheSet> {
+        let shared = SetShared::new(engine.gens.clone(), tree.domain(), sb.bucket_sectors);
+        let owner = Owner::new(
+            Arc::new(shared),
+            tree.clone(),
+            engine.exec.clone(),
+            engine.latch.clone(),
+        );
+        let writeback = Writeback::new(owner.clone(), engine.exec.clone(), engine.latch.clone());
+        let barrier_owner = Rc::downgrade(&owner);
+        tree.set_barrier(Box::new(move || {
+            let volumes = barrier_owner
+                .upgrade()
+                .map(|owner| owner.volumes())
+                .unwrap_or_default();
+            Box::pin(async move {
+                let mut result = Ok(());
+                for volume in volumes {
+                    result = result.and(volume.flush_backing().await);
+                }
+                result
+            })
+        }));
+        Rc::new(CacheSet {
+            disk: engine.disk,
+            superblock: RefCell::new(sb),
+            shape: engine.shape,
+            latch: engine.latch,
+            journal,
+            alloc,
+            tree,
+            owner,
+            writeback,
+            uuids: RefCell::new(Vec::with_capacity(uuids)),
+            stopped: Cell::new(false),
+        })
+    }
+
+    fn exec(&self) -> &Executor {
+        self.owner.exec()
+    }
+
+    fn exec_spawn_journal(&self) {
+        self.exec().spawn(self.journal.clone().run());
+    }
+
+    fn spawn_tasks(&self) {
+        let exec = self.exec();
+        exec.spawn(self.alloc.clone().run());
+        exec.spawn(self.tree.clone().run());
+        exec.spawn(self.writeback.clone().run());
+        exec.spawn(gc::run(self.tree.clone(), self.latch.clone()));
+    }
+
+    fn spawn_all(&self) {
+        self.exec_spawn_journal();
+        self.spawn_tasks();
+    }
+
+    /// The set's UUID (not the device's).
+    pub fn set_uuid(&self) -> Uuid {
+        self.superblock.borrow().set_uuid
+    }
+
+    /// The superblock as it was last written.
+    pub fn superblock(&self) -> CacheSuper {
+        self.superblock.borrow().clone()
+    }
+
+    /// Whether [`stop`](Self::stop) has been called.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    // --- uuids ---
+
+    async fn read_uuids(
+        engine: &Engine,
+        alloc: &Alloc,
+        key: &Key,
+    ) -> Result<Vec<UuidEntry>, SetError> {
+        let name = engine.disk.name();
+        let bad = |e| SetError::UuidKey(name.clone(), e);
+        key.check_child(&engine.shape.geometry).map_err(bad)?;
+        let ptr = key.ptr.ok_or_else(|| SetError::NoUuids(name.clone()))?;
+        let bucket = engine.shape.bucket_of(ptr.sector());
+        if alloc.state(bucket) != crate::alloc::Use::Data {
+            return Err(SetError::NoUuids(name));
+        }
+        alloc.claim_meta(bucket);
+        let bytes = meta_bucket_bytes(engine.shape.geometry.bucket_sectors);
+        let buf = engine.disk.alloc(bytes);
+        let (buf, done) = engine.disk.read(ptr.sector(), buf).await;
+        done.map_err(|e| SetError::Io(name, e))?;
+        Ok(uuids::parse(&buf))
+    }
+
+    /// The uuid table.
+    pub fn uuids(&self) -> Vec<UuidEntry> {
+        self.uuids.borrow().clone()
+    }
+
+    /// Writes the table to a bucket of its own and makes the roots in memory name it. Returns the
+    /// bucket that held it before.
+    async fn place_uuids(&self) -> Result<Option<Ptr>, SetError> {
+        let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
+        self.alloc.nodes_ready(1).await.map_err(stopped)?;
+        let taken = self.alloc.take(Purpose::Node);
+        let (bucket, generation) = taken.ok_or(SetError::NoSpace(self.disk.name()))?;
+        let geometry = self.shape.geometry;
+        let mut buf = self.disk.alloc(meta_bucket_bytes(geometry.bucket_sectors));
+        uuids::encode(&self.uuids.borrow(), &mut buf);
+        let at = self.shape.sector_of(bucket);
+        let (_, done) = self.disk.write(at, buf).await;
+        done.map_err(|e| {
+            self.latch
+                .trip(format!("the uuid table was not written: {e}"));
+            SetError::Io(self.disk.name(), e)
+        })?;
+        let key = Key {
+            inode: Inode(0),
+            end: Sector(0),
+            size_sectors: meta_bucket_sectors(geometry.bucket_sectors),
+            dirty: false,
+            ptr: Some(Ptr::new(0, at, generation)),
+        };
+        let mut old = None;
+        self.journal.set_roots(|r| {
+            old = r.uuid_bucket.ptr;
+            r.uuid_bucket = key;
+        });
+        Ok(old)
+    }
+
+    /// Changes the table, durably.
+    ///
+    /// # Errors
+    /// The set has stopped or has no bucket left.
+    pub async fn change_uuids(
+        &self,
+        change: impl FnOnce(&mut Vec<UuidEntry>),
+    ) -> Result<(), SetError> {
+        change(&mut self.uuids.borrow_mut());
+        let old = self.place_uuids().await?;
+        let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
+        self.journal.commit_roots().await.map_err(stopped)?;
+        if let Some(ptr) = old {
+            let bucket = self.shape.bucket_of(ptr.sector());
+            self.alloc.release_meta(bucket, ptr.generation().next());
+        }
+        Ok(())
+    }
+
+    /// The index of a volume's entry in the table.
+    pub fn find_uuid(&self, uuid: Uuid) -> Option<Inode> {
+        let table = self.uuids.borrow();
+        let found = table.iter().position(|e| e.is_live() && e.uuid == uuid);
+        found.map(|i| Inode(i as u32))
+    }
+
+    /// The index of a free entry whose inode has no keys left.
+    pub fn free_uuid(&self) -> Option<Inode> {
+        let table = self.uuids.borrow();
+        let found = table.iter().position(UuidEntry::is_free);
+        found.map(|i| Inode(i as u32))
+    }
+
+    // --- stop ---
+
+    /// Stops in good order: everything that is dirty stays dirty on the cache device, and all that
+    /// memory knows is in the btree and the priorities. There must be no front left.
+    ///
+    /// # Errors
+    /// The set had stopped by itself: the journal then says what was durable last.
+    pub async fn stop(&self) -> Result<(), SetError> {
+        if self.stopped.replace(true) {
+            return Ok(());
+        }
+        let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
+        self.writeback.stop();
+        let result = async {
+            while self.owner.tasks.get() > 0 {
+                self.latch.check()?;
+                self.owner.released.wait().await;
+            }
+            self.tree.flush().await?;
+            self.alloc.stop_and_write().await?;
+            self.journal.stop().await
+        }
+        .await;
+        self.tree.stop();
+        self.alloc.stop();
+        self.alloc.sweep_due.notify();
+        self.journal.abandon();
+        result.map_err(stopped)
+    }
+}
+
+/// Where the part of a superblock ends that a header without journal buckets vouches for.
+const fn uuids_header_end() -> usize {
+    208
+}

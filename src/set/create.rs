@@ -1,0 +1,353 @@
+//! `bdev_bcache_create`: one call that does whatever is still to be done for a volume.
+//!
+//! Everything is looked at first. A call that is refused has written nothing, but for one case: a
+//! set that is there and does not run is started to be asked whether it takes the volume, and
+//! stopped again when it does not. After the first write a crash leaves a cache set without a
+//! volume, or a backing device that is formatted and of no set; the same call goes on from there.
+
+use std::rc::Rc;
+
+use super::cache::CacheSet;
+use super::error::SetError;
+use super::format::{self, Content, Permission};
+use super::hub::Hub;
+use super::join::check_blocks;
+use super::volume::{Backing, Volume};
+use crate::disk::Disk;
+use crate::format::superblock::{BackingState, BackingSuper, CacheMode, CacheSuper};
+use crate::units::Uuid;
+
+/// What `bdev_bcache_create` was given.
+pub struct Create {
+    /// The volume's name.
+    pub name: String,
+    /// The cache device.
+    pub cache_bdev: String,
+    /// The backing device.
+    pub backing_bdev: String,
+    /// The cache mode; writethrough if none is given, or what the superblock says.
+    pub mode: Option<CacheMode>,
+    /// Bucket size of a new set in KiB.
+    pub bucket_size_kb: Option<u32>,
+    /// Block size of a new set in bytes.
+    pub block_size: Option<u32>,
+    /// What may be overwritten.
+    pub may: Permission,
+}
+
+/// Where the set comes from.
+enum CachePlan {
+    Running(Rc<CacheSet>),
+    Start(CacheSuper),
+    Format(CacheSuper),
+}
+
+impl CachePlan {
+    fn uuid(&self) -> Uuid {
+        match self {
+            CachePlan::Running(set) => set.set_uuid(),
+            CachePlan::Start(sb) | CachePlan::Format(sb) => sb.set_uuid,
+        }
+    }
+
+    fn block_sectors(&self) -> u32 {
+        match self {
+            CachePlan::Running(set) => set.superblock().block_sectors.into(),
+            CachePlan::Start(sb) | CachePlan::Format(sb) => sb.block_sectors.into(),
+        }
+    }
+}
+
+/// Where the backing device comes from.
+enum Source {
+    /// It is a volume of ours already, which runs without a cache or waits for one.
+    Volume(Rc<Volume>, Rc<Backing>),
+    /// Nobody has it.
+    Device(Rc<dyn Disk>),
+}
+
+impl Source {
+    fn disk(&self) -> &Rc<dyn Disk> {
+        match self {
+            Source::Volume(_, backing) => &backing.disk,
+            Source::Device(disk) => disk,
+        }
+    }
+
+    /// The volume, when hosts use it now.
+    fn running(&self) -> Option<Rc<Volume>> {
+        match self {
+            Source::Volume(volume, _) if volume.is_running() => Some(volume.clone()),
+            _ => None,
+        }
+    }
+}
+
+struct Plan {
+    cache: CachePlan,
+    backing: BackingSuper,
+    write_backing: bool,
+}
+
+impl Hub {
+    /// Brings up a volume with all that it takes: see `bdev_bcache_create`.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn create(self: &Rc<Self>, c: Create) -> Result<String, SetError> {
+        let _turn = self.turn.lock().await;
+        let label = format::label(&c.name)?;
+        if c.cache_bdev == c.backing_bdev {
+            return Err(SetError::Invalid(format!(
+                "{} cannot be cache and backing device at once",
+                c.cache_bdev
+            )));
+        }
+        if self.is_created(&c) {
+            return Ok(c.name);
+        }
+        let source = self.source(&c)?;
+        let (cache_disk, cache) = self.plan_cache(&c).await?;
+        let mut plan = self
+            .plan_backing(&c, &cache_disk, cache, &source, label)
+            .await?;
+        let mut started = None;
+        if let CachePlan::Start(sb) = &plan.cache {
+            match self.start_set(cache_disk.clone(), sb.clone()).await {
+                Ok(set) => started = Some(set),
+                Err(error) if c.may.all() && error.is_damage() => {
+                    log::warn!("the set is given up, as was asked for: {error}");
+                    plan = self
+                        .plan_backing(&c, &cache_disk, None, &source, label)
+                        .await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let fresh = started.is_some();
+        let set = match (started, plan.cache) {
+            (Some(set), _) | (None, CachePlan::Running(set)) => set,
+            (None, CachePlan::Start(sb) | CachePlan::Format(sb)) => {
+                format::write(&cache_disk, &sb.encode()).await?;
+                self.start_set(cache_disk, sb).await?
+            }
+        };
+        let asked = self.check_join(&plan.backing, &c.backing_bdev, &set, c.may.all());
+        if let Err(error) = asked {
+            if fresh {
+                self.stop_one(&set).await?;
+            }
+            return Err(error);
+        }
+        if plan.write_backing {
+            format::write(source.disk(), &plan.backing.encode()).await?;
+        }
+        self.assemble(&c, source, plan.backing, &set, label).await?;
+        if fresh {
+            self.bring_up_flash(&set);
+        }
+        // The set may have been waited for by others.
+        self.bring_up_waiting(&set).await;
+        Ok(c.name)
+    }
+
+    /// Writes what is new to the backing device, joins it to the set and shows the volume.
+    async fn assemble(
+        self: &Rc<Self>,
+        c: &Create,
+        source: Source,
+        planned: BackingSuper,
+        set: &Rc<CacheSet>,
+        label: [u8; format::LABEL_BYTES],
+    ) -> Result<(), SetError> {
+        let running = source.running();
+        let backing = match source {
+            Source::Volume(_, backing) => backing,
+            Source::Device(disk) => Backing::new(disk, planned.clone()),
+        };
+        let written = |sb: &mut BackingSuper| {
+            let seq = sb.seq;
+            *sb = planned;
+            sb.seq = sb.seq.max(seq);
+            sb.label = label;
+            if let Some(mode) = c.mode {
+                sb.set_cache_mode(mode);
+            }
+        };
+        let changed = backing.change(written).await;
+        changed.map_err(|e| SetError::Io(c.backing_bdev.clone(), e))?;
+        if let Some(volume) = running {
+            self.join(&volume, set, c.may.all()).await?;
+            return self.reshape(&volume).await;
+        }
+        let waiting = self.volume_on(&c.backing_bdev);
+        let uuid = backing.superblock().uuid;
+        let volume = Volume::new(c.name.clone(), uuid, Some(backing));
+        self.join(&volume, set, c.may.all()).await?;
+        self.show(&volume)?;
+        if let Some(waiting) = waiting.filter(|w| w.name != c.name) {
+            self.volumes.borrow_mut().remove(&waiting.name);
+        }
+        Ok(())
+    }
+
+    /// Whether the very volume runs already.
+    fn is_created(&self, c: &Create) -> bool {
+        let Ok(volume) = self.volume(&c.name) else {
+            return false;
+        };
+        let link = volume.link.borrow();
+        let cache = link.as_ref().map(|l| l.set.disk.name());
+        let backing = volume.backing.as_ref().map(|b| b.disk.name());
+        volume.is_running()
+            && cache.as_ref() == Some(&c.cache_bdev)
+            && backing.as_ref() == Some(&c.backing_bdev)
+    }
+
+    /// Opens the backing device, if it is not in use, or finds the volume that it is.
+    fn source(&self, c: &Create) -> Result<Source, SetError> {
+        let Some(volume) = self.volume_on(&c.backing_bdev) else {
+            self.check_name(&c.name)?;
+            return Ok(Source::Device(self.open(&c.backing_bdev)?));
+        };
+        let (link, backing) = (volume.link.borrow().clone(), volume.backing.clone());
+        if let Some(link) = link.filter(|_| volume.name == c.name) {
+            return Err(SetError::Busy(format!(
+                "volume {} is attached to cache set {} on {}; detach it first",
+                c.name,
+                link.set.set_uuid(),
+                link.set.disk.name()
+            )));
+        }
+        if volume.is_running() && volume.name != c.name {
+            return Err(SetError::Busy(format!(
+                "{} is the backing device of volume {}",
+                c.backing_bdev, volume.name
+            )));
+        }
+        if volume.name != c.name {
+            self.check_name(&c.name)?;
+        } else if !volume.is_running() {
+            self.check_unused(&c.name)?;
+        }
+        let backing = backing.expect("volume_on finds volumes with a backing device");
+        Ok(Source::Volume(volume, backing))
+    }
+
+    async fn plan_cache(&self, c: &Create) -> Result<(Rc<dyn Disk>, Option<CachePlan>), SetError> {
+        if let Some(set) = self.set_on(&c.cache_bdev) {
+            return Ok((set.disk.clone(), Some(CachePlan::Running(set))));
+        }
+        let disk = self.open(&c.cache_bdev)?;
+        let plan = match format::look(&disk).await? {
+            Content::Cache(sb) => Some(CachePlan::Start(sb)),
+            other => {
+                format::may_format(&c.cache_bdev, other, c.may)?;
+                None
+            }
+        };
+        Ok((disk, plan))
+    }
+
+    async fn plan_backing(
+        &self,
+        c: &Create,
+        cache_disk: &Rc<dyn Disk>,
+        cache: Option<CachePlan>,
+        source: &Source,
+        label: [u8; format::LABEL_BYTES],
+    ) -> Result<Plan, SetError> {
+        let disk = source.disk();
+        let content = match source {
+            Source::Volume(_, backing) => Content::Backing(backing.superblock()),
+            Source::Device(disk) => format::look(disk).await?,
+        };
+        let own_block = match &content {
+            Content::Backing(sb) => sb.block_sectors.into(),
+            _ => disk.block_sectors(),
+        };
+        let set_block = match &cache {
+            Some(plan) => plan.block_sectors(),
+            None => block_sectors(c, cache_disk, own_block)?,
+        };
+        let cache = match cache {
+            Some(plan) => plan,
+            None => CachePlan::Format(format::new_cache(
+                &*self.host,
+                cache_disk,
+                set_block,
+                c.bucket_size_kb,
+            )?),
+        };
+        let set_uuid = cache.uuid();
+        let (backing, write_backing) = match content {
+            Content::Backing(sb) => (may_join(c, sb, set_uuid)?, false),
+            other => {
+                format::may_format(&c.backing_bdev, other, c.may)?;
+                let block = set_block.max(disk.block_sectors());
+                let sb = format::new_backing(&*self.host, disk, block, label)?;
+                (sb, true)
+            }
+        };
+        check_blocks(&c.backing_bdev, &backing, set_block)?;
+        backing
+            .check_device(disk.size_sectors())
+            .map_err(|e| SetError::Super(c.backing_bdev.clone(), e))?;
+        Ok(Plan {
+            cache,
+            backing,
+            write_backing,
+        })
+    }
+}
+
+/// The block of a new set: what was asked for, or the larger of the two devices'.
+fn block_sectors(c: &Create, cache: &Rc<dyn Disk>, backing_block: u32) -> Result<u32, SetError> {
+    let Some(bytes) = c.block_size else {
+        return Ok(cache.block_sectors().max(backing_block));
+    };
+    let sectors = bytes / 512;
+    if bytes % 512 != 0 || !sectors.is_power_of_two() || sectors > 8 {
+        return Err(SetError::Invalid(format!(
+            "block_size {bytes} cannot be: 512, 1024, 2048 or 4096 are possible"
+        )));
+    }
+    if sectors < cache.block_sectors() {
+        return Err(SetError::BlockTooSmall {
+            device: c.cache_bdev.clone(),
+            set_sectors: sectors,
+            device_sectors: cache.block_sectors(),
+        });
+    }
+    Ok(sectors)
+}
+
+/// Whether a formatted backing device may come to a set, and what its superblock says before it
+/// does. Leaving another set makes it one that has no set; with dirty data there, that loses them.
+fn may_join(c: &Create, mut sb: BackingSuper, set: Uuid) -> Result<BackingSuper, SetError> {
+    let name = c.backing_bdev.clone();
+    let free = matches!(sb.state(), BackingState::None | BackingState::Stale);
+    if free || sb.set_uuid == set {
+        return Ok(sb);
+    }
+    let dirty = sb.state() == BackingState::Dirty;
+    match (dirty, c.may.force) {
+        (true, true) if c.may.discard_dirty => {}
+        (true, true) => return Err(SetError::Dirty(name)),
+        (true, false) => {
+            return Err(SetError::CacheMissing {
+                device: name,
+                set: sb.set_uuid,
+            });
+        }
+        (false, true) => {}
+        (false, false) if sb.set_uuid.is_nil() => {}
+        (false, false) => {
+            let where_ = format!("belongs to cache set {}", sb.set_uuid);
+            return Err(SetError::Elsewhere(name, where_));
+        }
+    }
+    sb.set_uuid = Uuid::NIL;
+    sb.set_state(BackingState::None);
+    Ok(sb)
+}

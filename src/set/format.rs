@@ -1,0 +1,212 @@
+//! Making bcache devices of blank ones, and telling what a device holds.
+//!
+//! A device is looked at whole before anything is written to it or to the other device of the same
+//! request.
+
+use std::rc::Rc;
+
+use super::cache::write_super;
+use super::error::SetError;
+use super::host::Host;
+use crate::disk::Disk;
+use crate::format::superblock::{
+    BackingState, BackingSuper, CacheSuper, DEFAULT_DATA_OFFSET, SUPER_BYTES, SUPER_SECTOR, Super,
+    has_magic, parse,
+};
+use crate::limits::{MIN_NBUCKETS_STARTED, PAGE_SECTORS, journal_buckets};
+use crate::rng::Rng;
+use crate::units::{SECTOR_BYTES, Sector};
+
+/// What is looked at to tell whether a device is blank: 1 MiB.
+const BLANK_BYTES: u64 = 1 << 20;
+/// A device smaller than this is no cache and no backing device: 2 MiB.
+const DEVICE_SECTORS_MIN: u64 = 4096;
+/// Blocks that a new set's journal has at least: fewer leave no room for what makes room.
+const JOURNAL_BLOCKS_MIN: u64 = 16;
+/// Bytes of a label.
+pub const LABEL_BYTES: usize = 32;
+
+/// What a device holds.
+pub enum Content {
+    /// Zeros, as far as was looked.
+    Blank,
+    /// Something that is not bcache's.
+    Other,
+    /// bcache's, but damaged.
+    Damaged(SetError),
+    /// A cache device.
+    Cache(CacheSuper),
+    /// A backing device.
+    Backing(BackingSuper),
+}
+
+/// Looks at the first MiB of a device.
+///
+/// # Errors
+/// The device is too small or cannot be read.
+pub async fn look(disk: &Rc<dyn Disk>) -> Result<Content, SetError> {
+    if disk.size_sectors() < DEVICE_SECTORS_MIN {
+        return Err(SetError::Invalid(format!(
+            "{} is too small: it has {} KiB, {} are the least",
+            disk.name(),
+            disk.size_sectors() / 2,
+            DEVICE_SECTORS_MIN / 2
+        )));
+    }
+    let bytes = BLANK_BYTES.min(disk.size_sectors() * SECTOR_BYTES as u64) as usize;
+    let (buf, done) = disk.read(Sector(0), disk.alloc(bytes)).await;
+    done.map_err(|e| SetError::Io(disk.name(), e))?;
+    let at = SUPER_SECTOR.bytes() as usize;
+    let sb = &buf[at..at + SUPER_BYTES];
+    if has_magic(sb) {
+        return Ok(match parse(sb) {
+            Ok(Super::Cache(sb)) => Content::Cache(sb),
+            Ok(Super::Backing(sb)) => Content::Backing(sb),
+            Err(error) => Content::Damaged(SetError::Super(disk.name(), error)),
+        });
+    }
+    if buf.iter().all(|&b| b == 0) {
+        Ok(Content::Blank)
+    } else {
+        Ok(Content::Other)
+    }
+}
+
+/// What may be overwritten.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Permission {
+    /// Other data, and bcache devices that belong elsewhere.
+    pub force: bool,
+    /// Dirty data.
+    pub discard_dirty: bool,
+}
+
+impl Permission {
+    /// Whether everything may be overwritten: dirty data are lost only when both are said.
+    pub fn all(self) -> bool {
+        self.force && self.discard_dirty
+    }
+}
+
+/// Whether a device with this content may be formatted as a backing device.
+///
+/// # Errors
+/// Why not, and what would have to be said.
+pub fn may_format(name: &str, content: Content, may: Permission) -> Result<(), SetError> {
+    let all = may.all();
+    match content {
+        Content::Blank => Ok(()),
+        Content::Other if may.force => Ok(()),
+        Content::Other => Err(SetError::Occupied(name.into())),
+        Content::Damaged(_) if all => Ok(()),
+        Content::Damaged(error) => Err(error),
+        Content::Cache(_) | Content::Backing(_) if all => Ok(()),
+        Content::Backing(sb) if may.force && sb.state() != BackingState::Dirty => Ok(()),
+        Content::Cache(_) if may.force => Err(SetError::Dirty(name.into())),
+        Content::Backing(_) if may.force => Err(SetError::Dirty(name.into())),
+        Content::Cache(_) => Err(SetError::Elsewhere(name.into(), "is a cache device".into())),
+        Content::Backing(_) => Err(SetError::Elsewhere(
+            name.into(),
+            "is a backing device".into(),
+        )),
+    }
+}
+
+/// A name as a label.
+///
+/// # Errors
+/// It is empty, too long, or has characters that do not print.
+pub fn label(name: &str) -> Result<[u8; LABEL_BYTES], SetError> {
+    let fits = !name.is_empty() && name.len() <= LABEL_BYTES;
+    if !fits || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(SetError::Invalid(format!(
+            "bad name {name:?}: 1 to {LABEL_BYTES} bytes without spaces are allowed"
+        )));
+    }
+    let mut out = [0; LABEL_BYTES];
+    out[..name.len()].copy_from_slice(name.as_bytes());
+    Ok(out)
+}
+
+/// A label as a name; `None` when it is empty or no text.
+pub fn name_of(label: &[u8; LABEL_BYTES]) -> Option<String> {
+    let end = label.iter().position(|&b| b == 0).unwrap_or(LABEL_BYTES);
+    let text = std::str::from_utf8(&label[..end]).ok()?;
+    self::label(text).ok().map(|_| text.to_string())
+}
+
+/// The bucket size for a device: what was asked for, or 512 KiB, or less where that would give
+/// fewer than the 1024 buckets that the kernel wants.
+pub fn bucket_sectors(device_sectors: u64, block_sectors: u32, asked_kb: Option<u32>) -> u32 {
+    if let Some(kb) = asked_kb {
+        return kb.saturating_mul(2);
+    }
+    let mut bucket = 1024;
+    while bucket > PAGE_SECTORS.max(block_sectors)
+        && device_sectors / u64::from(bucket) < MIN_NBUCKETS_STARTED
+    {
+        bucket /= 2;
+    }
+    bucket
+}
+
+/// A superblock for a new cache device; nothing is written.
+///
+/// # Errors
+/// The device is too small, or the sizes cannot be.
+pub fn new_cache(
+    host: &dyn Host,
+    disk: &Rc<dyn Disk>,
+    block_sectors: u32,
+    bucket_kb: Option<u32>,
+) -> Result<CacheSuper, SetError> {
+    let rng = Rng::new(host.entropy());
+    let bucket = bucket_sectors(disk.size_sectors(), block_sectors, bucket_kb);
+    let sb = CacheSuper::new(
+        rng.uuid(),
+        rng.uuid(),
+        disk.size_sectors(),
+        block_sectors as u16,
+        bucket,
+    )
+    .map_err(|e| SetError::Super(disk.name(), e))?;
+    let journal_blocks = journal_buckets(sb.nbuckets) * u64::from(bucket / block_sectors);
+    if journal_blocks < JOURNAL_BLOCKS_MIN {
+        return Err(SetError::Invalid(format!(
+            "{}: buckets of {} KiB would give a journal of {journal_blocks} blocks, \
+             {JOURNAL_BLOCKS_MIN} are the least: choose a larger bucket_size_kb",
+            disk.name(),
+            bucket / 2
+        )));
+    }
+    Ok(sb)
+}
+
+/// A superblock for a new backing device; nothing is written.
+///
+/// # Errors
+/// The sizes cannot be.
+pub fn new_backing(
+    host: &dyn Host,
+    disk: &Rc<dyn Disk>,
+    block_sectors: u32,
+    label: [u8; LABEL_BYTES],
+) -> Result<BackingSuper, SetError> {
+    let uuid = Rng::new(host.entropy()).uuid();
+    let mut sb = BackingSuper::new(uuid, block_sectors as u16, DEFAULT_DATA_OFFSET)
+        .map_err(|e| SetError::Super(disk.name(), e))?;
+    sb.label = label;
+    Ok(sb)
+}
+
+/// Writes a new superblock over what the device held.
+///
+/// # Errors
+/// The device failed.
+pub async fn write(disk: &Rc<dyn Disk>, sb: &[u8; SUPER_BYTES]) -> Result<(), SetError> {
+    let wipe = disk.alloc(SUPER_SECTOR.bytes() as usize);
+    let io = |e| SetError::Io(disk.name(), e);
+    // What stands before it (a partition table, say) would have others take the device for theirs.
+    disk.write(Sector(0), wipe).await.1.map_err(io)?;
+    write_super(disk, sb).await.map_err(io)
+}

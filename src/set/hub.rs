@@ -1,0 +1,372 @@
+//! All sets and volumes of this process: what comes up, is joined, parted, taken down.
+//!
+//! One operation at a time (a lock); each looks at everything first and refuses before it writes.
+//! Steps are ordered so that a crash between any two leaves a state that the next start brings up,
+//! at worst with an entry in the uuid table that nothing uses. How volumes are made stands in
+//! [`super::create`], how they come up by themselves in [`super::register`], how they come to a set
+//! and leave it in [`super::join`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::cache::CacheSet;
+use super::error::SetError;
+use super::format;
+use super::host::Host;
+use super::join::drop_keys;
+use super::options::Later;
+use super::volume::Volume;
+use crate::disk::Disk;
+use crate::format::superblock::CacheMode;
+use crate::format::uuids::UuidEntry;
+use crate::stats::TICK_S;
+use crate::task::{Executor, Lock};
+use crate::units::Uuid;
+
+/// All sets and volumes of this process.
+pub struct Hub {
+    pub(super) host: Rc<dyn Host>,
+    pub(super) exec: Executor,
+    pub(super) sets: RefCell<Vec<Rc<CacheSet>>>,
+    pub(super) volumes: RefCell<BTreeMap<String, Rc<Volume>>>,
+    pub(super) turn: Lock,
+    pub(super) later: RefCell<Later>,
+    /// Whether superblocks found by examine are brought up.
+    pub examine_enabled: Cell<bool>,
+}
+
+impl Hub {
+    /// A hub without sets.
+    pub fn new(host: Rc<dyn Host>, exec: Executor) -> Rc<Hub> {
+        let hub = Rc::new(Hub {
+            host,
+            exec,
+            sets: RefCell::default(),
+            volumes: RefCell::default(),
+            turn: Lock::default(),
+            later: RefCell::default(),
+            examine_enabled: Cell::new(true),
+        });
+        let ticking = Rc::downgrade(&hub);
+        let exec = hub.exec.clone();
+        hub.exec.spawn(async move {
+            loop {
+                exec.sleep_us(TICK_S * 1_000_000).await;
+                let Some(hub) = ticking.upgrade() else { return };
+                for volume in hub.volumes() {
+                    volume.windows.borrow_mut().tick(volume.totals.sum());
+                }
+            }
+        });
+        hub
+    }
+
+    /// Drives the owners of all sets; called by a poller of the owner thread. Returns how much was
+    /// done.
+    pub fn poll(&self) -> usize {
+        let sets = self.sets.borrow();
+        sets.iter().map(|set| set.owner.poll()).sum()
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Vec<Rc<Volume>> {
+        self.volumes.borrow().values().cloned().collect()
+    }
+
+    /// The volumes that are attached to a set, by name.
+    pub fn volumes_of(&self, set: &Rc<CacheSet>) -> Vec<Rc<Volume>> {
+        let mut volumes = self.volumes();
+        volumes.retain(|volume| {
+            let link = volume.link.borrow();
+            link.as_ref().is_some_and(|l| Rc::ptr_eq(&l.set, set))
+        });
+        volumes
+    }
+
+    /// All running sets.
+    pub fn sets(&self) -> Vec<Rc<CacheSet>> {
+        self.sets.borrow().clone()
+    }
+
+    /// The volume of a name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn volume(&self, name: &str) -> Result<Rc<Volume>, SetError> {
+        let volumes = self.volumes.borrow();
+        let found = volumes.get(name).cloned();
+        found.ok_or_else(|| SetError::NoVolume(name.into()))
+    }
+
+    /// The running set of a UUID.
+    ///
+    /// # Errors
+    /// None runs.
+    pub fn set(&self, uuid: &str) -> Result<Rc<CacheSet>, SetError> {
+        let parsed = Uuid::parse(uuid)
+            .ok_or_else(|| SetError::Invalid(format!("{uuid:?} is not a set's UUID")))?;
+        self.find_set(parsed)
+            .ok_or_else(|| SetError::NoSet(uuid.into()))
+    }
+
+    pub(super) fn find_set(&self, uuid: Uuid) -> Option<Rc<CacheSet>> {
+        let sets = self.sets.borrow();
+        sets.iter().find(|set| set.set_uuid() == uuid).cloned()
+    }
+
+    pub(super) fn set_on(&self, bdev: &str) -> Option<Rc<CacheSet>> {
+        let sets = self.sets.borrow();
+        sets.iter().find(|set| set.disk.name() == bdev).cloned()
+    }
+
+    pub(super) fn volume_on(&self, bdev: &str) -> Option<Rc<Volume>> {
+        let volumes = self.volumes.borrow();
+        let on = |v: &&Rc<Volume>| v.backing.as_ref().is_some_and(|b| b.disk.name() == bdev);
+        volumes.values().find(on).cloned()
+    }
+
+    pub(super) fn open(&self, bdev: &str) -> Result<Rc<dyn Disk>, SetError> {
+        self.host
+            .open(bdev)
+            .map_err(|e| SetError::Open(bdev.into(), e))
+    }
+
+    /// Whether a new volume may have this name.
+    pub(super) fn check_name(&self, name: &str) -> Result<(), SetError> {
+        if self.volumes.borrow().contains_key(name) {
+            return Err(SetError::NameTaken(name.into()));
+        }
+        self.check_unused(name)
+    }
+
+    /// Whether no bdev has this name: so that it is found out before anything is written.
+    pub(super) fn check_unused(&self, name: &str) -> Result<(), SetError> {
+        match self.host.is_taken(name) {
+            true => Err(SetError::NameTaken(name.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Shows a volume to hosts, cached or not as it is.
+    pub(super) fn show(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+        let link = volume.link.borrow().clone();
+        let shared = volume.view(link.as_ref(), 0);
+        self.expose(volume, shared)
+    }
+
+    pub(super) fn expose(
+        &self,
+        volume: &Rc<Volume>,
+        shared: std::sync::Arc<crate::request::volume::VolumeShared>,
+    ) -> Result<(), SetError> {
+        let link = volume.link.borrow().clone();
+        let backing = volume.backing.as_ref().map(|b| b.disk.clone());
+        let cache = link.as_ref().map(|l| l.set.disk.clone());
+        let done = self.host.expose(shared.clone(), backing, cache);
+        if let Err(errno) = done {
+            if let Some(link) = volume.link.take() {
+                link.set.owner.remove_volume(&link.volume);
+            }
+            return Err(match errno {
+                17 => SetError::NameTaken(volume.name.clone()),
+                _ => SetError::Register(volume.name.clone(), errno),
+            });
+        }
+        *volume.shared.borrow_mut() = Some(shared);
+        let mut volumes = self.volumes.borrow_mut();
+        volumes.insert(volume.name.clone(), volume.clone());
+        log::info!("volume {} is up", volume.name);
+        Ok(())
+    }
+
+    /// Makes hosts see a volume as it is now.
+    pub(super) async fn reshape(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+        let link = volume.link.borrow().clone();
+        let shared = volume.view(link.as_ref(), 0);
+        let cache = link.map(|l| l.set.disk.clone());
+        let done = self.host.replace(shared.clone(), cache).await;
+        done.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+        *volume.shared.borrow_mut() = Some(shared);
+        Ok(())
+    }
+
+    /// Changes a volume's cache mode, on disk too.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn set_cache_mode(&self, name: &str, mode: CacheMode) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let volume = self.volume(name)?;
+        let Some(backing) = &volume.backing else {
+            return Err(SetError::Invalid(format!(
+                "{name} lives on its set alone and has no cache mode"
+            )));
+        };
+        backing
+            .change(|sb| sb.set_cache_mode(mode))
+            .await
+            .map_err(|e| SetError::Io(backing.disk.name(), e))?;
+        if let Some(shared) = &*volume.shared.borrow() {
+            shared.set_mode(mode);
+        }
+        Ok(())
+    }
+
+    /// Makes a volume that lives on a set alone.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn create_flash(
+        &self,
+        set: &str,
+        name: &str,
+        size_mb: u64,
+    ) -> Result<String, SetError> {
+        let _turn = self.turn.lock().await;
+        let set = self.set(set)?;
+        let label = format::label(name)?;
+        self.check_name(name)?;
+        let sectors = size_mb.saturating_mul(2048);
+        if sectors == 0 || sectors > set.alloc.data_sectors() {
+            return Err(SetError::Invalid(format!(
+                "size_mb {size_mb} cannot be: the set has room for {} MiB",
+                set.alloc.data_sectors() / 2048
+            )));
+        }
+        let inode = set
+            .free_uuid()
+            .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
+        drop_keys(&set, inode).await?;
+        let uuid = crate::rng::Rng::new(self.host.entropy()).uuid();
+        let entry = UuidEntry::flash_only(uuid, label, self.host.now_s(), sectors);
+        let written = entry;
+        set.change_uuids(|table| table[inode.0 as usize] = written)
+            .await?;
+        self.show_flash(&set, inode, &entry)
+    }
+
+    /// Takes a volume's bdev away; what is on disk stays.
+    ///
+    /// # Errors
+    /// There is no such volume, or it could not be hidden.
+    pub async fn delete(&self, name: &str) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let volume = self.volume(name)?;
+        self.take_down(&volume).await
+    }
+
+    async fn take_down(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+        if volume.is_running() {
+            let hidden = self.host.hide(&volume.name).await;
+            hidden.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+        }
+        volume.shared.take();
+        if let Some(link) = volume.link.take() {
+            // All fronts are gone; their last messages are in the ring before this returns.
+            link.set.owner.settled(&link.volume).await;
+            if let Err(error) = link.volume.flush_backing().await {
+                log::warn!("{}: {error}", volume.name);
+            }
+            link.set.owner.remove_volume(&link.volume);
+        }
+        self.volumes.borrow_mut().remove(&volume.name);
+        Ok(())
+    }
+
+    /// Stops a set and its volumes in good order; dirty data stay on the cache.
+    ///
+    /// # Errors
+    /// No such set runs, or it had failed.
+    pub async fn stop_set(&self, set: &str) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let set = self.set(set)?;
+        self.stop_one(&set).await
+    }
+
+    pub(super) async fn stop_one(&self, set: &Rc<CacheSet>) -> Result<(), SetError> {
+        for volume in self.volumes_of(set) {
+            self.take_down(&volume).await?;
+        }
+        let done = set.stop().await;
+        self.sets.borrow_mut().retain(|s| !Rc::ptr_eq(s, set));
+        done
+    }
+
+    /// Writes all volumes of a set back, detaches them, and stops the set.
+    ///
+    /// # Errors
+    /// See [`SetError`]; volumes detached so far stay so.
+    pub async fn unregister_set(&self, set: &str) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let set = self.set(set)?;
+        for volume in self.volumes_of(&set) {
+            if volume.backing.is_some() {
+                self.part(&volume).await?;
+            }
+        }
+        self.stop_one(&set).await
+    }
+
+    /// Starts to write a volume's dirty data back.
+    ///
+    /// # Errors
+    /// There is no such volume, or nothing to write back to.
+    pub fn flush_start(&self, name: &str) -> Result<(), SetError> {
+        let volume = self.volume(name)?;
+        let link = volume.link.borrow().clone();
+        let Some(link) = link.filter(|_| volume.backing.is_some()) else {
+            return Ok(());
+        };
+        if volume.flushing.replace(true) {
+            return Ok(());
+        }
+        let owner = link.set.owner.clone();
+        owner.spawn(async move {
+            if let Err(error) = link.set.writeback.clean_pass(&link.volume).await {
+                log::error!("flush of {}: {error}", volume.name);
+            }
+            volume.flushing.set(false);
+        });
+        Ok(())
+    }
+
+    /// Stops everything in good order: the end of the process.
+    pub async fn stop_all(&self) {
+        let _turn = self.turn.lock().await;
+        for set in self.sets() {
+            if let Err(error) = self.stop_one(&set).await {
+                log::error!("{error}");
+            }
+        }
+        for volume in self.volumes() {
+            if let Err(error) = self.take_down(&volume).await {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    /// A device is going away: what is on it is taken down. Volumes whose cache device goes wait
+    /// for its return.
+    pub async fn removed(&self, bdev: &str) {
+        let _turn = self.turn.lock().await;
+        if let Some(set) = self.set_on(bdev) {
+            log::warn!("cache device {bdev} is removed: its set stops");
+            let mut waiting = self.volumes_of(&set);
+            waiting.retain(|volume| volume.backing.is_some());
+            if let Err(error) = self.stop_one(&set).await {
+                log::error!("{error}");
+            }
+            for volume in waiting {
+                let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
+                self.volumes.borrow_mut().insert(again.name.clone(), again);
+            }
+        }
+        if let Some(volume) = self.volume_on(bdev) {
+            log::warn!("backing device {bdev} is removed: {} stops", volume.name);
+            if let Err(error) = self.take_down(&volume).await {
+                log::error!("{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Volumes come to a set and leave it.
+//!
+//! What must never be: a backing device whose superblock says that its keys in a set hold (clean or
+//! dirty, and the set's UUID) while they do not. So, before a volume runs without its set, its
+//! superblock says so; and the keys of a volume whose superblock does not name the set are dropped
+//! when it joins. A crash between any two steps leaves, at worst, an entry in the uuid table and
+//! clean keys that nobody uses.
+
+use std::rc::Rc;
+
+use super::cache::CacheSet;
+use super::error::SetError;
+use super::hub::Hub;
+use super::volume::{Link, Volume};
+use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
+use crate::format::uuids::UuidEntry;
+use crate::units::{Inode, Sector, Uuid};
+
+/// Whether a superblock says that the keys in this set hold.
+fn is_member(sb: &BackingSuper, set: &CacheSet) -> bool {
+    sb.set_uuid == set.set_uuid() && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+}
+
+impl Hub {
+    /// Whether a backing device may join a set; writes nothing.
+    pub(super) fn check_join(
+        &self,
+        sb: &BackingSuper,
+        device: &str,
+        set: &Rc<CacheSet>,
+        discard_dirty: bool,
+    ) -> Result<(), SetError> {
+        check_blocks(device, sb, set.superblock().block_sectors.into())?;
+        let (member, known) = (is_member(sb, set), set.find_uuid(sb.uuid));
+        let dirty = sb.state() == BackingState::Dirty;
+        if dirty && !member && !discard_dirty {
+            return Err(SetError::CacheMissing {
+                device: device.into(),
+                set: sb.set_uuid,
+            });
+        }
+        if dirty && known.is_none() && !discard_dirty {
+            return Err(SetError::NotInSet {
+                device: device.into(),
+                set: set.set_uuid(),
+            });
+        }
+        match known {
+            Some(inode) if !member && set.tree.dirty_sectors(inode) > 0 && !discard_dirty => {
+                Err(SetError::Dirty(device.into()))
+            }
+            None if set.free_uuid().is_none() => Err(SetError::NoRoom(set.set_uuid())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a volume with a backing device part of a set, on disk and in memory; it is not shown
+    /// by this.
+    pub(super) async fn join(
+        &self,
+        volume: &Rc<Volume>,
+        set: &Rc<CacheSet>,
+        discard_dirty: bool,
+    ) -> Result<(), SetError> {
+        let backing = volume.backing.clone().expect("only backed volumes join");
+        let sb = backing.superblock();
+        let name = backing.disk.name();
+        self.check_join(&sb, &name, set, discard_dirty)?;
+        let io = |e| SetError::Io(name.clone(), e);
+        // What a clean key says is on the backing device must be durable there.
+        backing.disk.flush().await.map_err(io)?;
+        let known = set.find_uuid(sb.uuid);
+        let kept = known.is_some() && is_member(&sb, set);
+        let inode = match known {
+            Some(inode) => inode,
+            None => self.new_entry(set, volume, &sb).await?,
+        };
+        if known.is_some() && !kept {
+            // It was without this cache since: its keys mean nothing any more.
+            drop_keys(set, inode).await?;
+        }
+        if !(kept && sb.state() == BackingState::Dirty) {
+            let dirty = set.tree.dirty_sectors(inode) > 0;
+            let set_it = |sb: &mut BackingSuper| {
+                sb.set_uuid = set.set_uuid();
+                sb.set_state(match dirty {
+                    true => BackingState::Dirty,
+                    false => BackingState::Clean,
+                });
+            };
+            backing.change(set_it).await.map_err(io)?;
+        }
+        let marked = backing.superblock().state() == BackingState::Dirty;
+        let owned = set.owner.add_volume(
+            inode,
+            Some((backing.disk.clone(), sb.data_offset)),
+            marked,
+            backing.marker(set),
+        );
+        *volume.link.borrow_mut() = Some(Link {
+            set: set.clone(),
+            volume: owned,
+        });
+        self.apply_later(volume);
+        Ok(())
+    }
+
+    async fn new_entry(
+        &self,
+        set: &CacheSet,
+        volume: &Volume,
+        sb: &BackingSuper,
+    ) -> Result<Inode, SetError> {
+        let inode = set
+            .free_uuid()
+            .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
+        let entry = UuidEntry::backing(volume.uuid, sb.label, self.host.now_s());
+        // Keys of a volume that had the entry before would be taken for this one's.
+        drop_keys(set, inode).await?;
+        set.change_uuids(|table| table[inode.0 as usize] = entry)
+            .await?;
+        Ok(inode)
+    }
+
+    /// Attaches a volume that runs without a cache, or waits for one, to a running set.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn attach(&self, name: &str, set: &str) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let (volume, set) = (self.volume(name)?, self.set(set)?);
+        if volume.backing.is_none() {
+            return Err(SetError::Invalid(format!(
+                "{name} lives on its set alone and cannot be attached"
+            )));
+        }
+        if let Some(link) = &*volume.link.borrow() {
+            if link.set.set_uuid() == set.set_uuid() {
+                return Ok(());
+            }
+            return Err(SetError::Busy(format!(
+                "{name} is attached to cache set {}; detach it first",
+                link.set.set_uuid()
+            )));
+        }
+        if !volume.is_running() {
+            self.check_unused(name)?;
+        }
+        self.join(&volume, &set, false).await?;
+        if volume.is_running() {
+            self.reshape(&volume).await
+        } else {
+            self.show(&volume)
+        }
+    }
+
+    /// Writes a volume's dirty data back and runs it without a cache.
+    ///
+    /// # Errors
+    /// See [`SetError`]; the volume stays attached then.
+    pub async fn detach(&self, name: &str) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let volume = self.volume(name)?;
+        self.part(&volume).await
+    }
+
+    pub(super) async fn part(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+        let name = volume.name.clone();
+        let Some(backing) = volume.backing.clone() else {
+            return Err(SetError::Invalid(format!(
+                "{name} lives on its set alone and cannot be detached"
+            )));
+        };
+        let Some(link) = volume.link.borrow().clone() else {
+            return Ok(());
+        };
+        let shared = volume.shared.borrow().clone();
+        let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
+        // No new dirty data from here on; the fronts made anew have seen the last of the old mode.
+        let around = volume.view(Some(&link), 0);
+        around.set_mode(CacheMode::WriteAround);
+        let cache = Some(link.set.disk.clone());
+        let done = self.host.replace(around.clone(), cache).await;
+        done.map_err(|e| SetError::Io(name.clone(), e))?;
+        *volume.shared.borrow_mut() = Some(around.clone());
+        let alone = async {
+            link.set.writeback.clean_all(&link.volume).await?;
+            link.volume.flush_backing().await?;
+            // Durable while the keys still hold: from here on a start runs it without the set.
+            let leave = |sb: &mut BackingSuper| {
+                sb.set_uuid = Uuid::NIL;
+                sb.set_state(BackingState::None);
+            };
+            backing.change(leave).await
+        };
+        if let Err(error) = alone.await {
+            around.set_mode(shared.mode());
+            return Err(SetError::Io(name, error));
+        }
+        volume.link.take();
+        self.reshape(volume).await?;
+        link.set.owner.settled(&link.volume).await;
+        link.set.owner.remove_volume(&link.volume);
+        let (inode, now_s) = (link.volume.inode, self.host.now_s());
+        link.set
+            .change_uuids(|table| table[inode.0 as usize].invalidate(now_s))
+            .await?;
+        drop_keys(&link.set, inode).await
+    }
+}
+
+/// Whether a backing device's blocks suit a set's.
+pub(super) fn check_blocks(
+    device: &str,
+    sb: &BackingSuper,
+    set_sectors: u32,
+) -> Result<(), SetError> {
+    if u32::from(sb.block_sectors) < set_sectors {
+        return Err(SetError::BlockTooLarge {
+            device: device.into(),
+            set_sectors,
+            device_sectors: sb.block_sectors.into(),
+        });
+    }
+    Ok(())
+}
+
+/// Deletes all keys of an inode, durably.
+pub(super) async fn drop_keys(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
+    let stopped = |_| SetError::Stopped(set.latch.why().unwrap_or_default());
+    let (start, end) = (Sector(0), Sector(u64::MAX));
+    set.tree
+        .delete(inode, start, end, false)
+        .await
+        .map_err(stopped)?;
+    set.journal.commit().await.map_err(stopped)
+}

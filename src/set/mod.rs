@@ -1,0 +1,17 @@
+//! Sets and volumes: how they come up, are joined, parted and stopped.
+//!
+//! [`hub`] knows all of them and does what the RPCs ask, with [`create`], [`register`], [`join`]
+//! and [`options`]; [`cache`] is one running set, [`volume`]
+//! one volume, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what
+//! they ask of the world.
+
+pub mod cache;
+pub mod create;
+pub mod error;
+pub mod format;
+pub mod host;
+pub mod hub;
+pub mod join;
+pub mod options;
+pub mod register;
+pub mod volume;

@@ -1,0 +1,198 @@
+//! One volume as the lifecycle knows it: its backing device's superblock, its place in a set, and
+//! the form in which hosts see it.
+//!
+//! The superblock of a backing device is changed by one task at a time, each change durable before
+//! the next. Its state goes none → clean when attached, → dirty before the first dirty data are
+//! acknowledged, → clean when the journal says that the last are clean.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::cache::{CacheSet, write_super};
+use crate::disk::{Disk, IoError};
+use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
+use crate::request::owner;
+use crate::request::volume::VolumeShared;
+use crate::stats::{Totals, Windows};
+use crate::task::Lock;
+use crate::units::{Inode, Uuid};
+
+/// A backing device and its superblock.
+pub struct Backing {
+    /// The device.
+    pub disk: Rc<dyn Disk>,
+    superblock: RefCell<BackingSuper>,
+    turn: Lock,
+}
+
+impl Backing {
+    /// A backing device whose superblock is as given on disk.
+    pub fn new(disk: Rc<dyn Disk>, superblock: BackingSuper) -> Rc<Backing> {
+        Rc::new(Backing {
+            disk,
+            superblock: RefCell::new(superblock),
+            turn: Lock::default(),
+        })
+    }
+
+    /// The superblock as it was last written.
+    pub fn superblock(&self) -> BackingSuper {
+        self.superblock.borrow().clone()
+    }
+
+    /// Changes the superblock, durably. On failure memory keeps what was there.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn change(&self, change: impl FnOnce(&mut BackingSuper)) -> Result<(), IoError> {
+        let _turn = self.turn.lock().await;
+        let mut next = self.superblock();
+        change(&mut next);
+        next.seq += 1;
+        write_super(&self.disk, &next.encode()).await?;
+        *self.superblock.borrow_mut() = next;
+        Ok(())
+    }
+
+    /// Says dirty or clean. Clean only once the journal knows it, and neither of a device that has
+    /// left the set meanwhile.
+    async fn mark(&self, set: &CacheSet, dirty: bool) -> Result<(), IoError> {
+        let _turn = self.turn.lock().await;
+        let mut next = self.superblock();
+        if next.set_uuid != set.set_uuid() {
+            return if dirty { Err(IoError::Gone) } else { Ok(()) };
+        }
+        if dirty {
+            next.set_state(BackingState::Dirty);
+        } else {
+            set.journal.commit().await.map_err(|_| IoError::Gone)?;
+            next.set_state(BackingState::Clean);
+        }
+        next.seq += 1;
+        write_super(&self.disk, &next.encode()).await?;
+        *self.superblock.borrow_mut() = next;
+        Ok(())
+    }
+
+    /// The hook by which the owner marks this device.
+    pub fn marker(self: &Rc<Self>, set: &Rc<CacheSet>) -> owner::Mark {
+        let (backing, set) = (self.clone(), Rc::downgrade(set));
+        Box::new(move |dirty| {
+            let (backing, set) = (backing.clone(), set.clone());
+            Box::pin(async move {
+                let set = set.upgrade().ok_or(IoError::Gone)?;
+                backing.mark(&set, dirty).await
+            })
+        })
+    }
+
+    /// Sectors of the volume on it.
+    pub fn volume_sectors(&self) -> u64 {
+        let superblock = self.superblock.borrow();
+        let block = u64::from(superblock.block_sectors);
+        let raw = self.disk.size_sectors() - superblock.data_offset.0;
+        raw / block * block
+    }
+}
+
+/// A volume's place in a set.
+#[derive(Clone)]
+pub struct Link {
+    /// The set.
+    pub set: Rc<CacheSet>,
+    /// The volume as the set's owner knows it.
+    pub volume: Rc<owner::Volume>,
+}
+
+/// A volume.
+pub struct Volume {
+    /// The name of its bdev.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its backing device; `None` for one that lives on the cache alone.
+    pub backing: Option<Rc<Backing>>,
+    /// Where it is cached.
+    pub link: RefCell<Option<Link>>,
+    /// What hosts see; `None` while the volume waits for its set.
+    pub shared: RefCell<Option<Arc<VolumeShared>>>,
+    /// The counters of all its fronts.
+    pub totals: Arc<Totals>,
+    /// Its statistics over time.
+    pub windows: RefCell<Windows>,
+    /// A flush that was asked for is under way.
+    pub flushing: Cell<bool>,
+}
+
+impl Volume {
+    /// A volume that is not shown yet.
+    pub fn new(name: String, uuid: Uuid, backing: Option<Rc<Backing>>) -> Rc<Volume> {
+        Rc::new(Volume {
+            name,
+            uuid,
+            backing,
+            link: RefCell::default(),
+            shared: RefCell::default(),
+            totals: Arc::default(),
+            windows: RefCell::default(),
+            flushing: Cell::new(false),
+        })
+    }
+
+    /// Whether hosts can use it.
+    pub fn is_running(&self) -> bool {
+        self.shared.borrow().is_some()
+    }
+
+    /// Dirty bytes on the cache device.
+    pub fn dirty_bytes(&self) -> u64 {
+        let link = self.link.borrow();
+        let sectors = link
+            .as_ref()
+            .map_or(0, |l| l.set.tree.dirty_sectors(l.volume.inode));
+        sectors * 512
+    }
+
+    /// The inode under which its set knows it.
+    pub fn inode(&self) -> Option<Inode> {
+        self.link.borrow().as_ref().map(|l| l.volume.inode)
+    }
+
+    /// The mode that its superblock says; a volume on the cache alone has none.
+    pub fn mode(&self) -> Option<CacheMode> {
+        self.backing
+            .as_ref()
+            .map(|b| b.superblock.borrow().cache_mode())
+    }
+
+    /// What hosts shall see of it, cached as `link` says.
+    pub fn view(&self, link: Option<&Link>, flash_sectors: u64) -> Arc<VolumeShared> {
+        let attached = link.map(|l| l.set.owner.attached(&l.volume));
+        let (block, size, offset, mode) = match &self.backing {
+            Some(backing) => {
+                let superblock = backing.superblock.borrow();
+                (
+                    u32::from(superblock.block_sectors),
+                    backing.volume_sectors(),
+                    Some(superblock.data_offset),
+                    superblock.cache_mode(),
+                )
+            }
+            None => {
+                let block = link.map_or(8, |l| l.set.superblock().block_sectors.into());
+                (block, flash_sectors, None, CacheMode::WriteBack)
+            }
+        };
+        Arc::new(VolumeShared::new(
+            self.name.clone(),
+            self.uuid,
+            block,
+            size,
+            offset,
+            attached,
+            mode,
+            self.totals.clone(),
+        ))
+    }
+}

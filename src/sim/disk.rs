@@ -1,0 +1,459 @@
+//! Disks that lose what was not flushed.
+//!
+//! A [`Medium`] is the device itself and outlives power cuts; a [`SimDisk`] is it opened for one
+//! life. A write is in the volatile cache from the moment it is given, becomes visible to reads at a
+//! moment between that and its answer, and durable when a flush is answered that began after its
+//! answer. At a power cut each block of an unflushed write is kept or lost by itself, and of
+//! several unflushed writes to a block any may be the one that is kept.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::sched::Sched;
+use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
+use crate::rng::Rng;
+use crate::task::once;
+use crate::units::{SECTOR_BYTES, Sector};
+
+/// An unflushed write.
+struct Pending {
+    nr: u64,
+    at: Sector,
+    data: Vec<u8>,
+    visible: bool,
+    answered: bool,
+}
+
+impl Pending {
+    fn sectors(&self) -> u64 {
+        (self.data.len() / SECTOR_BYTES) as u64
+    }
+}
+
+/// How often a device fails, each in one of so many requests; 0 is never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Reads.
+    pub read: u64,
+    /// Writes, zeroes and discards.
+    pub write: u64,
+    /// Flushes.
+    pub flush: u64,
+}
+
+/// What a device holds, and what it may forget.
+pub struct Medium {
+    name: String,
+    block_sectors: u32,
+    visible: RefCell<Vec<u8>>,
+    durable: RefCell<Vec<u8>>,
+    pending: RefCell<Vec<Pending>>,
+    next_nr: Cell<u64>,
+    /// Whether flushes do nothing: the canary that a simulator must notice.
+    pub ignore_flush: Cell<bool>,
+    /// The writes given to it since it was made.
+    pub writes: Cell<u64>,
+    /// Its failures.
+    pub faults: Cell<Faults>,
+}
+
+impl Medium {
+    /// A device of zeros.
+    pub fn new(name: &str, sectors: u64, block_sectors: u32) -> Rc<Medium> {
+        Self::with_bytes(
+            name,
+            vec![0; sectors as usize * SECTOR_BYTES],
+            block_sectors,
+        )
+    }
+
+    /// A device that holds these bytes.
+    pub fn with_bytes(name: &str, bytes: Vec<u8>, block_sectors: u32) -> Rc<Medium> {
+        Rc::new(Medium {
+            name: name.to_string(),
+            block_sectors,
+            durable: RefCell::new(bytes.clone()),
+            visible: RefCell::new(bytes),
+            pending: RefCell::default(),
+            next_nr: Cell::new(0),
+            ignore_flush: Cell::new(false),
+            writes: Cell::new(0),
+            faults: Cell::default(),
+        })
+    }
+
+    /// What a read of the whole device would return now.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.visible.borrow().clone()
+    }
+
+    /// Some bytes as a read would return them now.
+    pub fn peek(&self, at: Sector, sectors: u64) -> Vec<u8> {
+        self.visible.borrow()[range(at, sectors)].to_vec()
+    }
+
+    /// Changes bytes at once and durably, as a hand from outside does.
+    pub fn poke(&self, at: Sector, data: &[u8]) {
+        let range = range(at, (data.len() / SECTOR_BYTES) as u64);
+        self.visible.borrow_mut()[range.clone()].copy_from_slice(data);
+        self.durable.borrow_mut()[range].copy_from_slice(data);
+    }
+
+    /// Its size.
+    pub fn sectors(&self) -> u64 {
+        (self.visible.borrow().len() / SECTOR_BYTES) as u64
+    }
+
+    fn give(&self, at: Sector, data: Vec<u8>) -> u64 {
+        let nr = self.next_nr.get();
+        self.next_nr.set(nr + 1);
+        self.writes.set(self.writes.get() + 1);
+        self.pending.borrow_mut().push(Pending {
+            nr,
+            at,
+            data,
+            visible: false,
+            answered: false,
+        });
+        nr
+    }
+
+    /// The write becomes visible. The order in which writes do is that in which they count.
+    fn show(&self, nr: u64) {
+        let mut pending = self.pending.borrow_mut();
+        let Some(i) = pending.iter().position(|p| p.nr == nr) else {
+            return;
+        };
+        if pending[i].visible {
+            return;
+        }
+        let mut write = pending.remove(i);
+        write.visible = true;
+        let range = range(write.at, write.sectors());
+        self.visible.borrow_mut()[range].copy_from_slice(&write.data);
+        pending.push(write);
+    }
+
+    fn answer(&self, nr: u64) {
+        self.show(nr);
+        let mut pending = self.pending.borrow_mut();
+        if let Some(write) = pending.iter_mut().find(|p| p.nr == nr) {
+            write.answered = true;
+        }
+    }
+
+    /// A write that came to nothing, or to a part of it.
+    fn spoil(&self, nr: u64, rng: &Rng) {
+        let mut pending = self.pending.borrow_mut();
+        let Some(i) = pending.iter().position(|p| p.nr == nr) else {
+            return;
+        };
+        // What reads have seen has landed.
+        if pending[i].visible {
+            drop(pending);
+            return self.answer(nr);
+        }
+        let block = u64::from(self.block_sectors);
+        let keep = (rng.below(pending[i].sectors() / block + 1) * block) as usize;
+        pending[i].data.truncate(keep * SECTOR_BYTES);
+        drop(pending);
+        self.answer(nr);
+    }
+
+    fn answered(&self) -> Vec<u64> {
+        let pending = self.pending.borrow();
+        pending
+            .iter()
+            .filter(|p| p.answered)
+            .map(|p| p.nr)
+            .collect()
+    }
+
+    fn settle(&self, covered: &[u64]) {
+        let mut durable = self.durable.borrow_mut();
+        self.pending.borrow_mut().retain(|write| {
+            if covered.binary_search(&write.nr).is_err() {
+                return true;
+            }
+            durable[range(write.at, write.sectors())].copy_from_slice(&write.data);
+            false
+        });
+    }
+
+    /// The program is gone, the device is not: what was under way happens, does not, or in part.
+    pub fn kill(&self, rng: &Rng) {
+        let open: Vec<u64> = {
+            let pending = self.pending.borrow();
+            pending
+                .iter()
+                .filter(|p| !p.answered)
+                .map(|p| p.nr)
+                .collect()
+        };
+        for nr in open {
+            if rng.below(2) == 0 {
+                self.spoil(nr, rng);
+            } else {
+                self.answer(nr);
+            }
+        }
+    }
+
+    /// The power goes and comes back.
+    pub fn cut_power(&self, rng: &Rng) {
+        let pending = self.pending.take();
+        let mut versions: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+        let block_bytes = self.block_sectors as usize * SECTOR_BYTES;
+        for (i, write) in pending.iter().enumerate() {
+            for s in (0..write.sectors()).step_by(self.block_sectors as usize) {
+                let place = (i, s as usize * SECTOR_BYTES);
+                versions.entry(write.at.0 + s).or_default().push(place);
+            }
+        }
+        let manner = rng.below(4);
+        let (mut durable, mut visible) = (self.durable.borrow_mut(), self.visible.borrow_mut());
+        for (sector, places) in versions {
+            let kept = match manner {
+                0 => None,
+                1 => places.last(),
+                _ => places.get(rng.below(places.len() as u64 + 1) as usize),
+            };
+            let to = range(Sector(sector), self.block_sectors.into());
+            if let Some(&(i, from)) = kept {
+                durable[to.clone()].copy_from_slice(&pending[i].data[from..from + block_bytes]);
+            }
+            visible[to.clone()].copy_from_slice(&durable[to]);
+        }
+    }
+}
+
+fn range(at: Sector, sectors: u64) -> std::ops::Range<usize> {
+    let start = at.bytes() as usize;
+    start..start + sectors as usize * SECTOR_BYTES
+}
+
+/// A medium opened for one life.
+pub struct SimDisk {
+    medium: Rc<Medium>,
+    sched: Sched,
+}
+
+impl SimDisk {
+    /// Opens a medium.
+    pub fn new(medium: Rc<Medium>, sched: Sched) -> Rc<SimDisk> {
+        Rc::new(SimDisk { medium, sched })
+    }
+
+    /// The medium.
+    pub fn medium(&self) -> &Rc<Medium> {
+        &self.medium
+    }
+
+    fn delay_us(&self) -> u64 {
+        let rng = self.sched.rng();
+        match rng.below(64) {
+            0 => 2_000 + rng.below(20_000),
+            1..=8 => 200 + rng.below(1_000),
+            _ => 5 + rng.below(100),
+        }
+    }
+
+    fn check(&self, at: Sector, sectors: u64) -> Result<(), IoError> {
+        let block = u64::from(self.medium.block_sectors);
+        let fits =
+            at.0.checked_add(sectors)
+                .is_some_and(|e| e <= self.medium.sectors());
+        if fits && at.0 % block == 0 && sectors % block == 0 && sectors > 0 {
+            Ok(())
+        } else {
+            log::error!("{}: {sectors} sectors at {at} do not fit", self.medium.name);
+            Err(IoError::OutOfRange)
+        }
+    }
+
+    fn fails(&self, one_in: u64) -> bool {
+        one_in > 0 && self.sched.rng().below(one_in) == 0
+    }
+
+    /// Starts a read; `done` is called later.
+    pub fn start_read(
+        &self,
+        at: Sector,
+        sectors: u64,
+        done: impl FnOnce(Result<Vec<u8>, IoError>) + 'static,
+    ) {
+        let checked = self.check(at, sectors);
+        let failed = self.fails(self.medium.faults.get().read);
+        // What it returns is what was visible at its beginning or at its end.
+        let early = (checked.is_ok() && self.sched.rng().below(2) == 0)
+            .then(|| self.medium.peek(at, sectors));
+        let medium = self.medium.clone();
+        self.sched.after(self.delay_us(), move || {
+            let data = checked.map(|()| early.unwrap_or_else(|| medium.peek(at, sectors)));
+            done(if failed { Err(IoError::Failed) } else { data });
+        });
+    }
+
+    /// Starts a write; `done` is called later.
+    pub fn start_write(
+        &self,
+        at: Sector,
+        data: Vec<u8>,
+        done: impl FnOnce(Result<(), IoError>) + 'static,
+    ) {
+        if let Err(why) = self.check(at, (data.len() / SECTOR_BYTES) as u64) {
+            return self.sched.after(1, move || done(Err(why)));
+        }
+        let failed = self.fails(self.medium.faults.get().write);
+        let nr = self.medium.give(at, data);
+        let (medium, sched) = (self.medium.clone(), self.sched.clone());
+        if !failed && sched.rng().below(2) == 0 {
+            medium.show(nr);
+        }
+        self.sched.after(self.delay_us(), move || {
+            if failed {
+                medium.spoil(nr, sched.rng());
+                return done(Err(IoError::Failed));
+            }
+            medium.answer(nr);
+            done(Ok(()));
+        });
+    }
+
+    /// Starts a flush; `done` is called later.
+    pub fn start_flush(&self, done: impl FnOnce(Result<(), IoError>) + 'static) {
+        let mut covered = self.medium.answered();
+        covered.sort_unstable();
+        let failed = self.fails(self.medium.faults.get().flush);
+        let medium = self.medium.clone();
+        self.sched.after(self.delay_us(), move || {
+            if failed {
+                return done(Err(IoError::Failed));
+            }
+            if !medium.ignore_flush.get() {
+                medium.settle(&covered);
+            }
+            done(Ok(()));
+        });
+    }
+
+    /// Starts a discard, which zeroes the range, or a part of it, or does nothing.
+    pub fn start_unmap(
+        &self,
+        at: Sector,
+        sectors: u64,
+        done: impl FnOnce(Result<(), IoError>) + 'static,
+    ) {
+        let block = u64::from(self.medium.block_sectors);
+        match self.sched.rng().below(sectors / block + 1) * block {
+            0 => self.sched.after(self.delay_us(), move || done(Ok(()))),
+            some => self.start_write(at, vec![0; some as usize * SECTOR_BYTES], done),
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn name(&self) -> String {
+        self.medium.name.clone()
+    }
+
+    fn size_sectors(&self) -> u64 {
+        self.medium.sectors()
+    }
+
+    fn block_sectors(&self) -> u32 {
+        self.medium.block_sectors
+    }
+
+    fn alloc(&self, bytes: usize) -> Buf {
+        Buf::new(Box::new(vec![0u8; bytes]))
+    }
+
+    fn read(&self, at: Sector, mut buf: Buf) -> BufFuture {
+        let (tx, rx) = once();
+        let sectors = (buf.len() / SECTOR_BYTES) as u64;
+        self.start_read(at, sectors, move |data| tx.send(data));
+        Box::pin(async move {
+            let done = rx.await.map(|data| buf.copy_from_slice(&data));
+            (buf, done)
+        })
+    }
+
+    fn write(&self, at: Sector, buf: Buf) -> BufFuture {
+        let (tx, rx) = once();
+        self.start_write(at, buf.to_vec(), move |done| tx.send(done));
+        Box::pin(async move { (buf, rx.await) })
+    }
+
+    fn flush(&self) -> DoneFuture {
+        let (tx, rx) = once();
+        self.start_flush(move |done| tx.send(done));
+        Box::pin(rx)
+    }
+
+    fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
+        let (tx, rx) = once();
+        self.start_unmap(at, sectors, move |done| tx.send(done));
+        Box::pin(rx)
+    }
+
+    fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
+        let (tx, rx) = once();
+        let zeros = vec![0; sectors as usize * SECTOR_BYTES];
+        self.start_write(at, zeros, move |done| tx.send(done));
+        Box::pin(rx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rig() -> (Rc<Medium>, Sched, Rc<SimDisk>) {
+        let sched = Sched::new(0, Rc::new(Rng::new(7)));
+        let medium = Medium::new("m", 64, 1);
+        let disk = SimDisk::new(medium.clone(), sched.clone());
+        (medium, sched, disk)
+    }
+
+    fn run(sched: &Sched) {
+        while let Some(at) = sched.next_us() {
+            sched.set_now(at);
+            sched.run_due();
+        }
+    }
+
+    #[test]
+    fn what_was_flushed_stays_and_what_was_not_may_go() {
+        let (medium, sched, disk) = rig();
+        disk.start_write(Sector(3), vec![1; SECTOR_BYTES], |_| ());
+        run(&sched);
+        disk.start_flush(|_| ());
+        disk.start_write(Sector(3), vec![2; SECTOR_BYTES], |_| ());
+        run(&sched);
+        assert_eq!(medium.peek(Sector(3), 1)[0], 2);
+        let rng = Rng::new(1);
+        let mut seen = [false; 3];
+        for _ in 0..40 {
+            medium.cut_power(&rng);
+            seen[usize::from(medium.peek(Sector(3), 1)[0])] = true;
+            medium.poke(Sector(3), &[1; SECTOR_BYTES]);
+            disk.start_write(Sector(3), vec![2; SECTOR_BYTES], |_| ());
+            run(&sched);
+        }
+        assert_eq!(seen, [false, true, true]);
+    }
+
+    #[test]
+    fn a_flush_covers_only_what_was_answered_when_it_began() {
+        let (medium, sched, disk) = rig();
+        disk.start_write(Sector(0), vec![9; SECTOR_BYTES], |_| ());
+        disk.start_flush(|_| ());
+        run(&sched);
+        assert_eq!(medium.durable.borrow()[0], 0);
+        disk.start_flush(|_| ());
+        run(&sched);
+        assert_eq!(medium.durable.borrow()[0], 9);
+    }
+}

@@ -1,0 +1,250 @@
+//! One simulated reactor's lane: moves bytes between simulated disks and the hosts' memory.
+//!
+//! What a disk answers is put into a queue; the reactor takes it from there when it runs, as a
+//! poller does. So nothing is ever answered from within the call that started it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
+use std::rc::Rc;
+
+use super::disk::SimDisk;
+use crate::request::Request;
+use crate::request::front::{FILLS_MAX, Front};
+use crate::request::lane::{Direction, Lane, Outcome, Side};
+use crate::units::{SECTOR_BYTES, Sector};
+
+/// A host I/O and its memory.
+pub struct HostIo {
+    request: Request,
+    token: u64,
+    /// The host's memory.
+    pub memory: RefCell<Vec<u8>>,
+    /// What the load calls it.
+    pub tag: u64,
+}
+
+/// A handle to a host I/O.
+#[derive(Clone)]
+pub struct SimIo(Rc<HostIo>);
+
+impl SimIo {
+    /// The I/O.
+    pub fn host(&self) -> &HostIo {
+        &self.0
+    }
+}
+
+impl Deref for SimIo {
+    type Target = Request;
+    fn deref(&self) -> &Request {
+        &self.0.request
+    }
+}
+
+enum Done {
+    Part(SimIo, u8, bool),
+    Fill(u16, bool),
+}
+
+type Queue = Rc<RefCell<VecDeque<Done>>>;
+type Buffers = Rc<RefCell<Vec<Option<Vec<u8>>>>>;
+
+/// A lane of one reactor to the devices of one volume.
+pub struct SimLane {
+    cache: Option<Rc<SimDisk>>,
+    backing: Option<Rc<SimDisk>>,
+    live: RefCell<BTreeMap<u64, SimIo>>,
+    next_token: Cell<u64>,
+    done: Queue,
+    finished: RefCell<VecDeque<(SimIo, Outcome)>>,
+    fills: Buffers,
+    /// Fills that it has buffers for.
+    pub fills_max: Cell<usize>,
+    fills_held: Cell<usize>,
+}
+
+fn bytes(sectors: u32) -> usize {
+    sectors as usize * SECTOR_BYTES
+}
+
+impl SimLane {
+    /// A lane to these devices.
+    pub fn new(cache: Option<Rc<SimDisk>>, backing: Option<Rc<SimDisk>>) -> SimLane {
+        SimLane {
+            cache,
+            backing,
+            live: RefCell::default(),
+            next_token: Cell::new(1),
+            done: Rc::default(),
+            finished: RefCell::default(),
+            fills: Rc::new(RefCell::new(vec![None; usize::from(FILLS_MAX)])),
+            fills_max: Cell::new(usize::from(FILLS_MAX)),
+            fills_held: Cell::new(0),
+        }
+    }
+
+    /// A new host I/O with this memory.
+    pub fn host_io(&self, tag: u64, memory: Vec<u8>) -> SimIo {
+        let token = self.next_token.get();
+        self.next_token.set(token + 1);
+        let io = SimIo(Rc::new(HostIo {
+            request: Request::new(),
+            token,
+            memory: RefCell::new(memory),
+            tag,
+        }));
+        self.live.borrow_mut().insert(token, io.clone());
+        io
+    }
+
+    /// A host I/O that has been answered, if there is one.
+    pub fn finished(&self) -> Option<(SimIo, Outcome)> {
+        self.finished.borrow_mut().pop_front()
+    }
+
+    /// Takes at most `n` answers of the disks to the front. Returns how many there were.
+    pub fn deliver(front: &Front<SimLane>, n: usize) -> usize {
+        for i in 0..n {
+            let next = front.lane().done.borrow_mut().pop_front();
+            match next {
+                Some(Done::Part(io, part, ok)) => front.part_done(io, part, ok),
+                Some(Done::Fill(fill, ok)) => front.fill_done(fill, ok),
+                None => return i,
+            }
+        }
+        n
+    }
+
+    fn backing(&self) -> &Rc<SimDisk> {
+        self.backing.as_ref().expect("a backing device")
+    }
+
+    fn cache(&self) -> &Rc<SimDisk> {
+        self.cache.as_ref().expect("a cache device")
+    }
+
+    fn part_end(&self, io: &SimIo, part: u8) -> impl FnOnce(bool) + use<> {
+        let (queue, io) = (self.done.clone(), io.clone());
+        move |ok| queue.borrow_mut().push_back(Done::Part(io, part, ok))
+    }
+}
+
+impl Lane for SimLane {
+    type Io = SimIo;
+
+    fn token(&self, io: &SimIo) -> u64 {
+        io.0.token
+    }
+
+    fn io(&self, token: u64) -> SimIo {
+        let live = self.live.borrow();
+        live.get(&token).expect("the I/O is in flight").clone()
+    }
+
+    fn transfer(
+        &self,
+        io: &SimIo,
+        part: u8,
+        side: Side,
+        direction: Direction,
+        at: Sector,
+        host_sectors: u32,
+        sectors: u32,
+    ) {
+        let disk = match side {
+            Side::Cache => self.cache(),
+            Side::Backing => self.backing(),
+        };
+        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
+        let end = self.part_end(io, part);
+        match direction {
+            Direction::Read => {
+                let io = io.clone();
+                disk.start_read(at, sectors.into(), move |data| {
+                    if let Ok(data) = &data {
+                        io.0.memory.borrow_mut()[memory].copy_from_slice(data);
+                    }
+                    end(data.is_ok());
+                });
+            }
+            Direction::Write => {
+                let data = io.0.memory.borrow()[memory].to_vec();
+                disk.start_write(at, data, move |done| end(done.is_ok()));
+            }
+        }
+    }
+
+    fn zero_host(&self, io: &SimIo, host_sectors: u32, sectors: u32) {
+        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
+        io.0.memory.borrow_mut()[memory].fill(0);
+    }
+
+    fn backing_zeroes(&self, io: &SimIo, part: u8, at: Sector, sectors: u64) {
+        let end = self.part_end(io, part);
+        let zeros = vec![0; sectors as usize * SECTOR_BYTES];
+        self.backing()
+            .start_write(at, zeros, move |done| end(done.is_ok()));
+    }
+
+    fn backing_unmap(&self, io: &SimIo, part: u8, at: Sector, sectors: u64) {
+        let end = self.part_end(io, part);
+        self.backing()
+            .start_unmap(at, sectors, move |done| end(done.is_ok()));
+    }
+
+    fn backing_flush(&self, io: &SimIo, part: u8) {
+        let end = self.part_end(io, part);
+        self.backing().start_flush(move |done| end(done.is_ok()));
+    }
+
+    fn complete(&self, io: SimIo, outcome: Outcome) {
+        let gone = self.live.borrow_mut().remove(&io.0.token);
+        assert!(gone.is_some(), "a host I/O was answered twice");
+        self.finished.borrow_mut().push_back((io, outcome));
+    }
+
+    fn fill_begin(&self, fill: u16, sectors: u32) -> bool {
+        if self.fills_held.get() >= self.fills_max.get() {
+            return false;
+        }
+        self.fills_held.set(self.fills_held.get() + 1);
+        let before = self.fills.borrow_mut()[usize::from(fill)].replace(vec![0; bytes(sectors)]);
+        assert!(before.is_none(), "fill {fill} is taken");
+        true
+    }
+
+    fn fill_read(&self, fill: u16, at: Sector, sectors: u32) {
+        let (queue, fills) = (self.done.clone(), self.fills.clone());
+        self.backing().start_read(at, sectors.into(), move |data| {
+            let ok = data.is_ok();
+            if let Ok(data) = data {
+                fills.borrow_mut()[usize::from(fill)] = Some(data);
+            }
+            queue.borrow_mut().push_back(Done::Fill(fill, ok));
+        });
+    }
+
+    fn fill_copy(&self, fill: u16, io: &SimIo, host_sectors: u32, sectors: u32) {
+        let fills = self.fills.borrow();
+        let data = fills[usize::from(fill)].as_ref().expect("the fill is read");
+        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
+        io.0.memory.borrow_mut()[memory].copy_from_slice(&data[..bytes(sectors)]);
+    }
+
+    fn fill_write(&self, fill: u16, at: Sector, sectors: u32) {
+        let data = self.fills.borrow()[usize::from(fill)].clone();
+        let mut data = data.expect("the fill is read");
+        data.truncate(bytes(sectors));
+        let queue = self.done.clone();
+        self.cache().start_write(at, data, move |done| {
+            let done = Done::Fill(fill, done.is_ok());
+            queue.borrow_mut().push_back(done);
+        });
+    }
+
+    fn fill_end(&self, fill: u16) {
+        self.fills_held.set(self.fills_held.get() - 1);
+        self.fills.borrow_mut()[usize::from(fill)] = None;
+    }
+}

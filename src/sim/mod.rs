@@ -1,0 +1,27 @@
+//! The engine in a world made of memory: simulated disks, clock and reactors, all from one seed.
+//!
+//! Everything below the SPDK boundary runs here unchanged, on one thread. A [`world::World`] steps
+//! the owner, its tasks and every reactor in an order drawn from the seed, lets time jump to the
+//! next event, cuts the power when it likes, and starts the set again on what the disks kept.
+//! An [`oracle::Oracle`] knows what every sector may hold. A run is a function of its seed: what fails
+//! once fails again.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`sched`] | the clock and what is due when |
+//! | [`disk`] | disks with a volatile write cache, power cuts that tear and reorder |
+//! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
+//! | [`host`] | devices by name, entropy |
+//! | [`oracle`] | the versions that a sector may show, in a life and after a crash |
+//! | [`plan`] | what a run does, drawn from its seed |
+//! | [`world`] | a set, its volumes, fronts and load over several lives |
+//! | [`check`] | what must be true of a set at rest |
+
+pub mod check;
+pub mod disk;
+pub mod host;
+pub mod lane;
+pub mod oracle;
+pub mod plan;
+pub mod sched;
+pub mod world;

@@ -1,0 +1,345 @@
+//! What every sector may hold.
+//!
+//! Every write of the load has a value of its own. The oracle keeps, for each sector, the versions
+//! that a read may still return or a crash may still bring back, with the moments at which each was
+//! begun and answered. One rule serves both questions: a version is out once another one, begun
+//! after it was answered, was itself answered before *the floor*. For a read the floor is the
+//! beginning of the read; for a crash it is the beginning of the last flush that was answered.
+//!
+//! What was seen counts: when a read that nothing overlaps returns one of several versions, the
+//! others are older from then on. After a power cut what is left is durable, so the one that is
+//! seen first is the only one for good, whatever happens to the power afterwards.
+//!
+//! A discard leaves either what was there or zeros; a failed write may have changed anything. Both
+//! are *weak*: they may be seen, but put nothing else out.
+
+use crate::units::SECTOR_BYTES;
+
+/// The order of events as the load sees them.
+pub type Moment = u64;
+
+/// The value of a sector that was never written, or was zeroed.
+pub const ZERO: u32 = 0;
+
+/// Versions of a sector beyond which the old ones are looked through.
+const MANY: usize = 12;
+
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    value: u32,
+    begun: Moment,
+    answered: Option<Moment>,
+    weak: bool,
+    /// It came through a power cut.
+    survivor: bool,
+}
+
+impl Version {
+    fn is_out(&self, all: &[Version], floor: Moment) -> bool {
+        let Some(answered) = self.answered else {
+            return false;
+        };
+        all.iter().any(|other| {
+            !other.weak && other.begun > answered && other.answered.is_some_and(|at| at < floor)
+        })
+    }
+}
+
+struct Volume {
+    sectors: Vec<Vec<Version>>,
+    /// The beginning of the last flush that was answered.
+    flushed: Moment,
+}
+
+/// The oracle of all volumes.
+pub struct Oracle {
+    now: Moment,
+    volumes: Vec<Volume>,
+    /// When the reads in flight were begun.
+    reading: Vec<Moment>,
+}
+
+/// What stands in a sector of a volume when it holds a value.
+pub fn sector_of(volume: usize, sector: u64, value: u32) -> [u8; SECTOR_BYTES] {
+    let mut out = [0; SECTOR_BYTES];
+    if value != ZERO {
+        let head = (volume as u64 + 1) << 56 | sector << 32 | u64::from(value);
+        for (i, word) in out.chunks_exact_mut(8).enumerate() {
+            let text = head.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            word.copy_from_slice(&text.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// The values that sectors seem to hold: runs of (sectors, value), for people.
+pub fn values(data: &[u8]) -> Vec<(usize, u32)> {
+    let mut runs: Vec<(usize, u32)> = Vec::new();
+    for bytes in data.chunks_exact(SECTOR_BYTES) {
+        let value = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        match runs.last_mut() {
+            Some(run) if run.1 == value => run.0 += 1,
+            _ => runs.push((1, value)),
+        }
+    }
+    runs
+}
+
+/// The value that a sector holds, or what is wrong with it.
+fn value_of(volume: usize, sector: u64, bytes: &[u8]) -> Result<u32, String> {
+    let mut head = [0; 8];
+    head.copy_from_slice(&bytes[..8]);
+    let head = u64::from_le_bytes(head);
+    let value = head as u32;
+    if bytes == sector_of(volume, sector, value) {
+        return Ok(value);
+    }
+    if value != ZERO && head >> 56 > 0 {
+        let (volume, sector) = ((head >> 56) - 1, head >> 32 & 0xff_ffff);
+        return Err(format!("value {value} of volume {volume} sector {sector}"));
+    }
+    Err(format!("garbage ({:x?}…)", &bytes[..16]))
+}
+
+impl Oracle {
+    /// An oracle for volumes of so many sectors, all zeros.
+    pub fn new(sizes: &[u64]) -> Oracle {
+        let blank = Version {
+            value: ZERO,
+            begun: 0,
+            answered: Some(0),
+            weak: false,
+            survivor: false,
+        };
+        Oracle {
+            now: 1,
+            volumes: sizes
+                .iter()
+                .map(|&n| Volume {
+                    sectors: vec![vec![blank]; n as usize],
+                    flushed: 0,
+                })
+                .collect(),
+            reading: Vec::new(),
+        }
+    }
+
+    /// A new moment.
+    pub fn tick(&mut self) -> Moment {
+        self.now += 1;
+        self.now
+    }
+
+    /// A write of `value` begins; `weak` if the sectors may as well stay what they are.
+    pub fn write_begins(
+        &mut self,
+        volume: usize,
+        start: u64,
+        sectors: u64,
+        value: u32,
+        weak: bool,
+    ) -> Moment {
+        let begun = self.tick();
+        let floor = self.volumes[volume].flushed;
+        let floor = self
+            .reading
+            .iter()
+            .copied()
+            .min()
+            .unwrap_or(floor)
+            .min(floor);
+        for sector in self.range(volume, start, sectors) {
+            if sector.len() >= MANY {
+                let all = sector.clone();
+                sector.retain(|v| !v.is_out(&all, floor));
+            }
+            sector.push(Version {
+                value,
+                begun,
+                answered: None,
+                weak,
+                survivor: false,
+            });
+        }
+        begun
+    }
+
+    /// The write that was begun then has been answered.
+    pub fn write_ends(&mut self, volume: usize, start: u64, sectors: u64, begun: Moment, ok: bool) {
+        let now = self.tick();
+        for sector in self.range(volume, start, sectors) {
+            for version in sector.iter_mut().filter(|v| v.begun == begun) {
+                version.answered = Some(now);
+                version.weak |= !ok;
+            }
+        }
+    }
+
+    /// A read begins.
+    pub fn read_begins(&mut self) -> Moment {
+        let begun = self.tick();
+        self.reading.push(begun);
+        begun
+    }
+
+    /// The read that was begun then has been answered with `data`, or failed.
+    ///
+    /// # Errors
+    /// What is wrong with the first sector that is wrong.
+    pub fn read_ends(
+        &mut self,
+        volume: usize,
+        start: u64,
+        begun: Moment,
+        data: Option<&[u8]>,
+    ) -> Result<(), String> {
+        let now = self.tick();
+        self.reading.retain(|&at| at != begun);
+        let Some(data) = data else { return Ok(()) };
+        let flushed = self.volumes[volume].flushed;
+        for (i, bytes) in data.chunks_exact(SECTOR_BYTES).enumerate() {
+            let at = start + i as u64;
+            let versions = &mut self.volumes[volume].sectors[at as usize];
+            let found = value_of(volume, at, bytes).and_then(|value| {
+                if see(versions, value, begun, now) {
+                    Ok(())
+                } else {
+                    Err(format!("value {value}"))
+                }
+            });
+            if let Err(found) = found {
+                return Err(format!(
+                    "volume {volume} sector {at}: a read from {begun} to {now} returned {found}; \
+                     last flush from {flushed}; versions {versions:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A flush that was begun then has been answered well.
+    pub fn flushed(&mut self, volume: usize, begun: Moment) {
+        self.tick();
+        let volume = &mut self.volumes[volume];
+        volume.flushed = volume.flushed.max(begun);
+    }
+
+    /// The engine is gone, with what was under way; `power`: and what the disks had not flushed.
+    pub fn crash(&mut self, power: bool) {
+        let now = self.tick();
+        self.reading.clear();
+        for volume in &mut self.volumes {
+            let floor = volume.flushed;
+            for sector in &mut volume.sectors {
+                let all = std::mem::take(sector);
+                for version in &all {
+                    let known = sector.iter().any(|kept| kept.value == version.value);
+                    if !version.is_out(&all, floor) && !known {
+                        sector.push(Version {
+                            begun: now,
+                            answered: Some(now),
+                            weak: false,
+                            survivor: power,
+                            ..*version
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn range(
+        &mut self,
+        volume: usize,
+        start: u64,
+        sectors: u64,
+    ) -> impl Iterator<Item = &mut Vec<Version>> {
+        let end = (start + sectors) as usize;
+        self.volumes[volume].sectors[start as usize..end].iter_mut()
+    }
+}
+
+/// Takes note of a value seen between two moments; false if it cannot be.
+fn see(versions: &mut Vec<Version>, value: u32, begun: Moment, now: Moment) -> bool {
+    let found = versions
+        .iter()
+        .rposition(|v| v.value == value && v.begun < now && !v.is_out(versions, begun));
+    let Some(found) = found else { return false };
+    if versions[found].survivor {
+        let chosen = versions[found].begun;
+        let mut i = 0;
+        versions.retain(|v| {
+            i += 1;
+            !v.survivor || v.begun != chosen || i - 1 == found
+        });
+        return true;
+    }
+    let calm = |v: &Version| v.answered.is_some_and(|at| at < begun);
+    if versions.iter().all(calm) && versions.len() > 1 {
+        let chosen = &mut versions[found];
+        (chosen.begun, chosen.answered) = (begun, Some(now));
+        chosen.weak = false;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(o: &mut Oracle, value: u32) -> bool {
+        let at = o.read_begins();
+        o.read_ends(0, 0, at, Some(&sector_of(0, 0, value))).is_ok()
+    }
+
+    fn write(o: &mut Oracle, value: u32) {
+        let at = o.write_begins(0, 0, 1, value, false);
+        o.write_ends(0, 0, 1, at, true);
+    }
+
+    #[test]
+    fn a_read_sees_the_last_write_or_one_in_flight() {
+        let mut o = Oracle::new(&[1]);
+        write(&mut o, 1);
+        let open = o.write_begins(0, 0, 1, 2, false);
+        assert!(read(&mut o, 1) && read(&mut o, 2) && !read(&mut o, 0));
+        o.write_ends(0, 0, 1, open, true);
+        assert!(!read(&mut o, 1) && read(&mut o, 2));
+    }
+
+    #[test]
+    fn a_crash_takes_what_was_not_flushed_and_what_is_seen_then_stays() {
+        let mut o = Oracle::new(&[1]);
+        write(&mut o, 1);
+        let at = o.tick();
+        o.flushed(0, at);
+        write(&mut o, 2);
+        write(&mut o, 3);
+        o.crash(true);
+        assert!(!read(&mut o, 0));
+        assert!(read(&mut o, 2) && !read(&mut o, 3) && !read(&mut o, 1));
+        o.crash(true);
+        assert!(!read(&mut o, 1) && read(&mut o, 2));
+    }
+
+    #[test]
+    fn of_writes_at_once_the_one_seen_is_the_last() {
+        let mut o = Oracle::new(&[1]);
+        let a = o.write_begins(0, 0, 1, 1, false);
+        let b = o.write_begins(0, 0, 1, 2, false);
+        o.write_ends(0, 0, 1, a, true);
+        o.write_ends(0, 0, 1, b, true);
+        assert!(read(&mut o, 1) && !read(&mut o, 2));
+        o.crash(false);
+        assert!(read(&mut o, 0));
+    }
+
+    #[test]
+    fn a_discard_leaves_either() {
+        let mut o = Oracle::new(&[1]);
+        write(&mut o, 1);
+        let at = o.write_begins(0, 0, 1, ZERO, true);
+        o.write_ends(0, 0, 1, at, true);
+        assert!(read(&mut o, 1) && !read(&mut o, 0));
+    }
+}

@@ -1,0 +1,395 @@
+//! Write-back: carries dirty data to the backing devices, in the order of their sectors.
+//!
+//! A round takes neighbouring dirty extents of one volume from where the last round stopped, joins
+//! those that touch into one write, and ends with a flush of the backing device. It begins with a
+//! commit of the journal, so that no crash brings back what was there before the data written. Only
+//! after the flush are the extents marked clean, and only as far as they are still the same. So a crash at any point
+//! leaves data dirty that might have been clean, never the other way round.
+//!
+//! When it works: always for data that somebody waits for (a flush request, a detach, a cache that
+//! is full of dirty data); else, while the volume's `writeback_running` says so, when more than its
+//! `writeback_percent` of the cache is dirty or the volume has been idle for a while.
+//!
+//! Bounds: a round moves at most `ROUND_SECTORS` and looks at `SCAN_EXTENTS` extents.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::disk::{Buf, IoError, Latch, Stopped};
+use crate::index::Extent;
+use crate::request::owner::{Owner, Volume};
+use crate::stats::Counter;
+use crate::task::{Executor, Notify, either, join_all, yield_now};
+use crate::units::{SECTOR_BYTES, Sector};
+
+/// Sectors moved in one round: 4 MiB.
+const ROUND_SECTORS: u64 = 8192;
+/// The longest single write: 1 MiB.
+const RUN_SECTORS: u64 = 2048;
+/// Extents looked at in one step.
+const SCAN_EXTENTS: usize = 4096;
+/// Extents moved in one round.
+const ROUND_EXTENTS: usize = 256;
+/// How long a volume must be without changes to count as idle.
+const IDLE_US: u64 = 2_000_000;
+/// How often it looks whether there is something to do.
+const LOOK_US: u64 = 50_000;
+/// The wait after a backing device has failed.
+const BACKOFF_US: u64 = 1_000_000;
+
+/// Neighbouring extents that go out in one write.
+struct Run {
+    start: Sector,
+    end: Sector,
+    extents: Vec<Extent>,
+}
+
+#[derive(Default)]
+struct Progress {
+    cursor: Sector,
+    activity: u64,
+    changed_us: u64,
+    passes: u64,
+    failed_us: Option<u64>,
+}
+
+/// The write-back of one set.
+pub struct Writeback {
+    owner: Rc<Owner>,
+    exec: Executor,
+    latch: Rc<Latch>,
+    progress: RefCell<BTreeMap<u32, Progress>>,
+    /// Volumes of which somebody wants everything written back.
+    wanted: RefCell<BTreeMap<u32, usize>>,
+    work: Notify,
+    moved: Notify,
+    stopping: Cell<bool>,
+    /// Sectors written back.
+    pub done_sectors: Counter,
+    /// Rounds that failed.
+    pub failures: Counter,
+}
+
+/// Somebody waits for a volume to be written back, as long as this lives.
+struct Wanted<'a>(&'a Writeback, u32);
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut wanted = self.0.wanted.borrow_mut();
+        if let Some(n) = wanted.get_mut(&self.1) {
+            *n -= 1;
+            if *n == 0 {
+                wanted.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Writeback {
+    /// The write-back of a set's volumes.
+    pub fn new(owner: Rc<Owner>, exec: Executor, latch: Rc<Latch>) -> Rc<Writeback> {
+        Rc::new(Writeback {
+            owner,
+            exec,
+            latch,
+            progress: RefCell::default(),
+            wanted: RefCell::default(),
+            work: Notify::default(),
+            moved: Notify::default(),
+            stopping: Cell::new(false),
+            done_sectors: Counter::default(),
+            failures: Counter::default(),
+        })
+    }
+
+    /// The task. Ends on [`stop`](Self::stop) or when the latch trips.
+    pub async fn run(self: Rc<Self>) {
+        while self.latch.check().is_ok() && !self.stopping.get() {
+            let mut worked = false;
+            for volume in self.owner.volumes() {
+                if volume.backing.is_none() {
+                    continue;
+                }
+                if self.is_due(&volume) {
+                    worked |= self.round(&volume).await;
+                } else {
+                    self.settle(&volume).await;
+                }
+                if self.stopping.get() {
+                    break;
+                }
+            }
+            self.moved.notify();
+            self.owner.tree.reclaim();
+            if worked {
+                yield_now().await;
+            } else {
+                self.rest().await;
+            }
+        }
+        self.moved.notify();
+    }
+
+    /// Ends [`run`](Self::run) after the round it is in.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.work.notify();
+    }
+
+    async fn rest(&self) {
+        either(self.exec.sleep_us(LOOK_US), self.work.wait()).await
+    }
+
+    /// Looks at a volume: whether it is idle. Returns µs without changes.
+    fn idle_us(&self, volume: &Volume) -> u64 {
+        let mut progress = self.progress.borrow_mut();
+        let p = progress.entry(volume.number).or_default();
+        let (now_us, activity) = (self.exec.now_us(), volume.activity.get());
+        if p.activity != activity || p.changed_us == 0 {
+            p.activity = activity;
+            p.changed_us = now_us.max(1);
+        }
+        now_us.saturating_sub(p.changed_us)
+    }
+
+    fn is_due(&self, volume: &Volume) -> bool {
+        let idle_us = self.idle_us(volume);
+        if self.owner.tree.dirty_sectors(volume.inode) == 0 {
+            return false;
+        }
+        let failed_us = self.progress.borrow()[&volume.number].failed_us;
+        if failed_us.is_some_and(|at| self.exec.now_us() < at + BACKOFF_US) {
+            return false;
+        }
+        let alloc = &self.owner.tree.alloc;
+        let wanted = self.wanted.borrow().contains_key(&volume.number);
+        if wanted || alloc.is_starving() {
+            return true;
+        }
+        let over =
+            alloc.dirty_sectors() * 100 > alloc.data_sectors() * volume.writeback_percent.get();
+        volume.writeback_running.get() && (over || idle_us > IDLE_US)
+    }
+
+    /// Nothing to write back: says so on the backing device, once that is calm.
+    async fn settle(&self, volume: &Rc<Volume>) {
+        let dirty = self.owner.tree.dirty_sectors(volume.inode) > 0;
+        let calm = volume.writeback_running.get() && self.idle_us(volume) > IDLE_US
+            || self.wanted.borrow().contains_key(&volume.number);
+        if !dirty && calm && volume.marked_dirty.get() {
+            // A crash must not find dirty keys of a device that says it is clean.
+            let known = self.owner.tree.journal.commit().await;
+            if known.is_err() || self.owner.tree.dirty_sectors(volume.inode) > 0 {
+                return;
+            }
+            if let Err(why) = volume.mark_clean().await {
+                log::warn!("a backing device could not be marked clean: {why}");
+            }
+        }
+    }
+
+    /// Writes back until nothing is dirty. For a volume that gets no new dirty data.
+    ///
+    /// # Errors
+    /// The set stopped, or the backing device fails.
+    pub async fn clean_all(&self, volume: &Volume) -> Result<(), IoError> {
+        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
+        let _wanted = Wanted(self, volume.number);
+        self.work.notify();
+        let failures = self.failures.get();
+        while self.owner.tree.dirty_sectors(volume.inode) > 0 || volume.marked_dirty.get() {
+            if self.latch.check().is_err() || self.stopping.get() {
+                return Err(IoError::Gone);
+            }
+            if self.failures.get() > failures + 3 {
+                return Err(IoError::Failed);
+            }
+            self.moved.wait().await;
+        }
+        Ok(())
+    }
+
+    /// Writes back everything that is dirty now, however much comes meanwhile: two passes over the
+    /// volume, for the first may have begun in its middle.
+    ///
+    /// # Errors
+    /// The set stopped, or the backing device fails.
+    pub async fn clean_pass(&self, volume: &Volume) -> Result<(), IoError> {
+        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
+        let _wanted = Wanted(self, volume.number);
+        self.idle_us(volume);
+        let passes = || self.progress.borrow()[&volume.number].passes;
+        let (upto, failures) = (passes() + 2, self.failures.get());
+        self.work.notify();
+        while self.owner.tree.dirty_sectors(volume.inode) > 0 && passes() < upto {
+            if self.latch.check().is_err() || self.stopping.get() {
+                return Err(IoError::Gone);
+            }
+            if self.failures.get() > failures + 3 {
+                return Err(IoError::Failed);
+            }
+            self.moved.wait().await;
+        }
+        Ok(())
+    }
+
+    /// The next dirty extents behind the cursor, each within one run.
+    fn gather(&self, volume: &Volume) -> Vec<Run> {
+        let tree = &self.owner.tree;
+        let mut progress = self.progress.borrow_mut();
+        let p = progress.entry(volume.number).or_default();
+        let (mut found, mut sectors, mut looked) = (Vec::new(), 0, 0);
+        let mut next = None;
+        tree.scan(volume.inode, p.cursor, Sector::MAX, &mut |e| {
+            if looked == SCAN_EXTENTS || found.len() == ROUND_EXTENTS || sectors >= ROUND_SECTORS {
+                next = Some(e.start);
+                return false;
+            }
+            looked += 1;
+            if e.dirty && tree.is_fresh(&e) {
+                let mut at = e.start;
+                while at < e.end() {
+                    let to = (at + RUN_SECTORS).min(e.end());
+                    found.push(e.cut(at, to));
+                    at = to;
+                }
+                sectors += u64::from(e.sectors);
+            }
+            true
+        });
+        match next {
+            Some(next) => p.cursor = next,
+            None => {
+                p.cursor = Sector(0);
+                p.passes += 1;
+            }
+        }
+        join_runs(found)
+    }
+
+    /// One round; false when there was nothing to do.
+    async fn round(&self, volume: &Rc<Volume>) -> bool {
+        let mut runs = self.gather(volume);
+        let Some((disk, _)) = volume.backing.clone() else {
+            return false;
+        };
+        runs.retain(|r| self.owner.begin_writeback(volume, r.start, r.end));
+        if runs.is_empty() {
+            // The pass goes on behind what was looked at.
+            return true;
+        }
+        // The keys first: were they lost after the backing device has the data, an older clean copy
+        // in the cache would come back and differ from it.
+        let mut done = match self.owner.tree.journal.commit().await {
+            Ok(()) => self.copy(&runs, &disk).await,
+            Err(Stopped) => Err(IoError::Gone),
+        };
+        if done.is_ok() {
+            done = disk.flush().await.and(done);
+        }
+        match done {
+            Ok(written) => {
+                for (run, _) in runs.iter().zip(written).filter(|(_, written)| *written) {
+                    for extent in &run.extents {
+                        if self.clean(volume, extent).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+                self.progress_of(volume, |p| p.failed_us = None);
+            }
+            Err(why) => {
+                log::error!("write-back to {}: {why}; it is tried again", disk.name());
+                self.failures.add(1);
+                let now_us = self.exec.now_us();
+                self.progress_of(volume, |p| p.failed_us = Some(now_us));
+            }
+        }
+        for run in &runs {
+            self.owner.end_writeback(volume, run.start, run.end);
+        }
+        true
+    }
+
+    fn progress_of(&self, volume: &Volume, f: impl FnOnce(&mut Progress)) {
+        f(self.progress.borrow_mut().entry(volume.number).or_default());
+    }
+
+    /// Copies runs to the backing device; tells which of them it has now.
+    async fn copy(
+        &self,
+        runs: &[Run],
+        backing: &Rc<dyn crate::disk::Disk>,
+    ) -> Result<Vec<bool>, IoError> {
+        let reads = runs.iter().map(|run| self.read(run, backing)).collect();
+        let (mut writes, mut written, mut result) = (Vec::new(), Vec::new(), Ok(()));
+        for (run, data) in runs.iter().zip(join_all(reads).await) {
+            // Where a part was overwritten under the read, the others keep their turn.
+            written.push(matches!(data, Ok(Some(_))));
+            match data {
+                Ok(Some(buf)) => {
+                    self.done_sectors.add(run.end - run.start);
+                    writes.push(backing.write(run.start, buf));
+                }
+                Ok(None) => {}
+                Err(why) => result = Err(why),
+            }
+        }
+        // The ranges are held until the last write has landed, whatever failed.
+        for (_, done) in join_all(writes).await {
+            result = result.and(done);
+        }
+        result.map(|()| written)
+    }
+
+    /// Reads a run from the cache; `None` when one of its buckets was reused meanwhile.
+    async fn read(
+        &self,
+        run: &Run,
+        backing: &Rc<dyn crate::disk::Disk>,
+    ) -> Result<Option<Buf>, IoError> {
+        let cache = self.owner.tree.cache_disk();
+        let bytes = |sectors: u64| sectors as usize * SECTOR_BYTES;
+        let reads = run.extents.iter().map(|e| {
+            let buf = cache.alloc(bytes(e.sectors.into()));
+            cache.read(e.at, buf)
+        });
+        let parts = join_all(reads.collect()).await;
+        let mut whole = backing.alloc(bytes(run.end - run.start));
+        for (extent, (part, done)) in run.extents.iter().zip(parts) {
+            done?;
+            if !self.owner.tree.is_fresh(extent) {
+                return Ok(None);
+            }
+            let at = bytes(extent.start - run.start);
+            whole[at..at + part.len()].copy_from_slice(&part);
+        }
+        Ok(Some(whole))
+    }
+
+    async fn clean(&self, volume: &Volume, extent: &Extent) -> Result<(), Stopped> {
+        while self.owner.tree.clean(volume.inode, extent).is_err() {
+            self.owner.tree.journal.room().await?;
+        }
+        Ok(())
+    }
+}
+
+fn join_runs(extents: Vec<Extent>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for extent in extents {
+        match runs.last_mut() {
+            Some(run) if run.end == extent.start && extent.end() - run.start <= RUN_SECTORS => {
+                run.end = extent.end();
+                run.extents.push(extent);
+            }
+            _ => runs.push(Run {
+                start: extent.start,
+                end: extent.end(),
+                extents: vec![extent],
+            }),
+        }
+    }
+    runs
+}

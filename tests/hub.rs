@@ -1,0 +1,472 @@
+//! The lifecycle of sets and volumes in the simulator: what is refused, what is lost only when that
+//! is said, in which order things reach the disks. The data are what Linux left in the fixtures.
+
+mod fixtures;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use fixtures::{load, pattern};
+use serde_json::{Value, json};
+use spdk_bcache::disk::{Disk, DoneFuture};
+use spdk_bcache::format::superblock::{
+    BackingState, BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse,
+};
+use spdk_bcache::request::volume::VolumeShared;
+use spdk_bcache::rng::Rng;
+use spdk_bcache::rpc::{self, RpcError};
+use spdk_bcache::set::error::SetError;
+use spdk_bcache::set::host::{Host, OpenError};
+use spdk_bcache::set::hub::Hub;
+use spdk_bcache::sim::disk::{Medium, SimDisk};
+use spdk_bcache::sim::host::SimHost;
+use spdk_bcache::sim::sched::Sched;
+use spdk_bcache::task::Executor;
+use spdk_bcache::units::Sector;
+
+/// Simulated time that a call may take: 10 min.
+const PATIENCE_US: u64 = 600_000_000;
+
+/// A host that notes what the first backing device said when a volume began to run uncached.
+struct Noting {
+    inner: SimHost,
+    slow: RefCell<Option<Rc<Medium>>>,
+    state_when_uncached: Cell<Option<BackingState>>,
+}
+
+impl Host for Noting {
+    fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        self.inner.open(name)
+    }
+    fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        self.inner.peek(name)
+    }
+    fn is_taken(&self, name: &str) -> bool {
+        self.inner.is_taken(name)
+    }
+    fn expose(
+        &self,
+        volume: Arc<VolumeShared>,
+        backing: Option<Rc<dyn Disk>>,
+        cache: Option<Rc<dyn Disk>>,
+    ) -> Result<(), i32> {
+        self.inner.expose(volume, backing, cache)
+    }
+    fn hide(&self, name: &str) -> DoneFuture {
+        self.inner.hide(name)
+    }
+    fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
+        if let (None, Some(slow)) = (&cache, &*self.slow.borrow()) {
+            self.state_when_uncached
+                .set(Some(backing_super(slow).state()));
+        }
+        self.inner.replace(volume, cache)
+    }
+    fn entropy(&self) -> u64 {
+        self.inner.entropy()
+    }
+    fn now_s(&self) -> u32 {
+        self.inner.now_s()
+    }
+}
+
+/// One life of a machine.
+struct Machine {
+    sched: Sched,
+    exec: Executor,
+    host: Rc<Noting>,
+    hub: Rc<Hub>,
+}
+
+impl Machine {
+    fn new(media: &[&Rc<Medium>]) -> Machine {
+        let rng = Rc::new(Rng::new(7));
+        let exec = Executor::new();
+        let host = Rc::new(Noting {
+            inner: SimHost::new(rng.clone()),
+            slow: RefCell::default(),
+            state_when_uncached: Cell::default(),
+        });
+        let machine = Machine {
+            sched: Sched::new(0, rng),
+            hub: Hub::new(host.clone(), exec.clone()),
+            exec,
+            host,
+        };
+        for medium in media {
+            machine.plug(medium);
+        }
+        machine
+    }
+
+    fn plug(&self, medium: &Rc<Medium>) {
+        let disk = SimDisk::new(medium.clone(), self.sched.clone());
+        self.host.inner.add(disk);
+    }
+
+    /// One step of everything; time moves on when there is nothing else to do.
+    fn turn(&self) {
+        let now = self.sched.now_us();
+        let done = self.sched.run_due() + self.exec.poll(now, 64) + self.hub.poll();
+        if done == 0 {
+            let next = [self.sched.next_us(), self.exec.next_timer_us()];
+            let next = next.into_iter().flatten().min();
+            self.sched
+                .set_now(next.expect("the hub's clock always ticks"));
+        }
+    }
+
+    fn start<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> Rc<RefCell<Option<T>>> {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let out = slot.clone();
+        self.exec.spawn(async move {
+            let value = job.await;
+            *out.borrow_mut() = Some(value);
+        });
+        slot
+    }
+
+    fn run<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> T {
+        let slot = self.start(job);
+        let end = self.sched.now_us() + PATIENCE_US;
+        while slot.borrow().is_none() {
+            assert!(self.sched.now_us() < end, "a call hangs");
+            self.turn();
+        }
+        let value = slot.borrow_mut().take();
+        value.expect("it is there")
+    }
+
+    fn call(&self, method: &'static str, params: Value) -> Result<Value, RpcError> {
+        self.run(rpc::call(self.hub.clone(), method, params))
+    }
+
+    fn create(&self, cache: &str, backing: &str, more: Value) -> Result<Value, RpcError> {
+        let mut params = json!({"name": "Vol0", "cache_bdev": cache, "backing_bdev": backing});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            params[key] = value.clone();
+        }
+        self.call("bdev_bcache_create", params)
+    }
+
+    fn register(&self, bdev: &str) -> Result<Value, RpcError> {
+        self.call("bdev_bcache_register", json!({"bdev_name": bdev}))
+    }
+
+    /// The only volume, as the list shows it.
+    fn volume(&self) -> Value {
+        let list = self
+            .call("bdev_bcache_get_bdevs", Value::Null)
+            .expect("a list");
+        let list = list.as_array().expect("a list").clone();
+        assert_eq!(list.len(), 1, "{list:?}");
+        list[0].clone()
+    }
+
+    fn set(&self) -> Value {
+        self.call("bdev_bcache_get_sets", Value::Null)
+            .expect("a list")[0]
+            .clone()
+    }
+
+    /// The end of this life, without a word to anybody.
+    fn die(self) {
+        self.sched.clear();
+        self.exec.abandon();
+        self.sched.clear();
+    }
+}
+
+fn superblock(medium: &Medium) -> Super {
+    parse(&medium.peek(SUPER_SECTOR, 8)).expect("a superblock")
+}
+
+fn backing_super(medium: &Medium) -> BackingSuper {
+    match superblock(medium) {
+        Super::Backing(sb) => sb,
+        Super::Cache(_) => panic!("a cache device"),
+    }
+}
+
+fn cache_super(medium: &Medium) -> CacheSuper {
+    match superblock(medium) {
+        Super::Cache(sb) => sb,
+        Super::Backing(_) => panic!("a backing device"),
+    }
+}
+
+/// The devices of a set that has dirty data: cache and backing.
+fn dirty_pair() -> (Rc<Medium>, Rc<Medium>, Vec<u32>) {
+    let mut golden = load("clean-dirty");
+    let cache = Medium::with_bytes("fast", golden.cache, 1);
+    let backing = Medium::with_bytes("slow", golden.backings.remove(0), 1);
+    (cache, backing, golden.expected.remove(0))
+}
+
+fn blank(name: &str) -> Rc<Medium> {
+    Medium::new(name, 65536, 1)
+}
+
+#[test]
+fn dirty_data_of_another_set_are_not_lost_unasked() {
+    let (_, slow, _) = dirty_pair();
+    let (fast2, slow2) = (blank("fast2"), blank("slow2"));
+    let machine = Machine::new(&[&slow, &fast2, &slow2]);
+    let made = machine.create("fast2", "slow2", json!({"name": "Other"}));
+    made.expect("a volume of two blank devices");
+    let set = machine.set()["set"].clone();
+    let missing = machine.register("slow").expect_err("its cache is not here");
+    assert!(missing.message.contains("is not running"), "{missing:?}");
+    let waiting = machine.hub.volumes();
+    let waiting = waiting
+        .iter()
+        .find(|v| v.name != "Other")
+        .expect("it waits");
+    let before = slow.bytes();
+    let attach = json!({"name": waiting.name, "set": set});
+    let refused = machine
+        .call("bdev_bcache_attach", attach)
+        .expect_err("dirty");
+    assert!(refused.message.contains("is not running"), "{refused:?}");
+    for more in [
+        json!({}),
+        json!({"discard_dirty": true}),
+        json!({"force": true}),
+    ] {
+        let refused = machine.create("fast2", "slow", more).expect_err("dirty");
+        assert!(refused.message.contains("dirty data"), "{refused:?}");
+    }
+    assert!(slow.bytes() == before, "what is refused is not written to");
+    let both = json!({"force": true, "discard_dirty": true});
+    let made = machine.create("fast2", "slow", both);
+    made.expect("it was said twice");
+    let names: Vec<String> = machine
+        .hub
+        .volumes()
+        .iter()
+        .map(|v| v.name.clone())
+        .collect();
+    assert_eq!(names, ["Other", "Vol0"]);
+    assert_eq!(backing_super(&slow).state(), BackingState::Clean);
+    assert_eq!(json!(backing_super(&slow).set_uuid.to_string()), set);
+}
+
+#[test]
+fn a_volume_that_waits_is_created_under_a_new_name_and_keeps_its_data() {
+    let (fast, slow, _) = dirty_pair();
+    let machine = Machine::new(&[&fast, &slow]);
+    machine.register("slow").expect_err("it waits");
+    let made = machine.create("fast", "slow", Value::Null);
+    made.expect("its own set");
+    let volume = machine.volume();
+    assert_eq!(volume["name"], "Vol0");
+    assert_eq!(volume["running"], true);
+    assert!(volume["dirty_bytes"].as_u64() > Some(0), "{volume}");
+    let again = machine.create("fast", "slow", Value::Null);
+    assert_eq!(again.expect("nothing to do"), "Vol0");
+}
+
+#[test]
+fn detaching_says_so_on_disk_before_the_cache_is_passed_by() {
+    let (fast, slow, expected) = dirty_pair();
+    let machine = Machine::new(&[&fast, &slow]);
+    *machine.host.slow.borrow_mut() = Some(slow.clone());
+    let made = machine.create("fast", "slow", Value::Null);
+    made.expect("its own set");
+    let params = json!({"name": "Vol0"});
+    let done = machine.call("bdev_bcache_detach", params);
+    done.expect("the devices work");
+    let state = machine.host.state_when_uncached.get();
+    assert_eq!(state, Some(BackingState::None));
+    assert_eq!(machine.volume()["state"], "no cache");
+    let offset = backing_super(&slow).data_offset.0;
+    for (sector, &version) in expected.iter().enumerate() {
+        let found = slow.peek(Sector(offset + sector as u64), 1);
+        let right = found == pattern(sector as u64, version);
+        assert!(right, "sector {sector} is not what it was");
+    }
+    // Running uncached, it is taken into its set again by create.
+    let made = machine.create("fast", "slow", Value::Null);
+    made.expect("attached again");
+    assert_eq!(machine.volume()["state"], "clean");
+    assert_eq!(machine.set()["cached_extents"], 0);
+}
+
+#[test]
+fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
+    for turns in (0..4000).step_by(331) {
+        let (fast, slow, _) = dirty_pair();
+        let machine = Machine::new(&[&fast, &slow]);
+        let made = machine.create("fast", "slow", Value::Null);
+        made.expect("its own set");
+        let detaching = {
+            let hub = machine.hub.clone();
+            machine.start(async move { hub.detach("Vol0").await.is_ok() })
+        };
+        for _ in 0..turns {
+            machine.turn();
+        }
+        let ended = detaching.borrow().is_some();
+        machine.die();
+        let rng = Rng::new(turns);
+        for medium in [&fast, &slow] {
+            medium.kill(&rng);
+            medium.cut_power(&rng);
+        }
+        let machine = Machine::new(&[&fast, &slow]);
+        machine.register("fast").expect("the set");
+        machine.register("slow").expect("the volume");
+        if backing_super(&slow).state() == BackingState::None {
+            assert_eq!(machine.volume()["set"], Value::Null);
+            let params = json!({"name": "Vol0", "set": machine.set()["set"]});
+            let done = machine.call("bdev_bcache_attach", params);
+            done.expect("its old set takes it");
+            assert_eq!(machine.set()["cached_extents"], 0);
+        } else {
+            assert!(!ended, "it was detached, and is not");
+            assert_ne!(machine.volume()["set"], Value::Null);
+        }
+        machine.die();
+        if ended {
+            return;
+        }
+    }
+    panic!("detaching never ended");
+}
+
+#[test]
+fn a_name_that_is_taken_is_found_out_before_anything_is_written() {
+    let (fast, slow, other) = (blank("fast"), blank("slow"), blank("Vol0"));
+    let machine = Machine::new(&[&fast, &slow, &other]);
+    let refused = machine.create("fast", "slow", Value::Null);
+    let refused = refused.expect_err("there is a bdev of that name");
+    assert!(refused.message.contains("Vol0"), "{refused:?}");
+    assert_eq!(fast.writes.get() + slow.writes.get(), 0);
+}
+
+#[test]
+fn a_set_that_cannot_be_opened_is_formatted_only_when_that_is_said_twice() {
+    let (fast, slow, _) = dirty_pair();
+    let sb = cache_super(&fast);
+    let old = sb.set_uuid;
+    for bucket in &sb.journal_buckets {
+        let at = Sector(u64::from(bucket.0) * u64::from(sb.bucket_sectors));
+        fast.poke(at, &vec![0; sb.bucket_sectors as usize * 512]);
+    }
+    let before = (fast.bytes(), slow.bytes());
+    let machine = Machine::new(&[&fast, &slow]);
+    for more in [
+        json!({}),
+        json!({"force": true}),
+        json!({"discard_dirty": true}),
+    ] {
+        let refused = machine
+            .create("fast", "slow", more)
+            .expect_err("no journal");
+        assert!(refused.message.contains("journal"), "{refused:?}");
+    }
+    assert!(
+        (fast.bytes(), slow.bytes()) == before,
+        "refused, and written to"
+    );
+    let both = json!({"force": true, "discard_dirty": true});
+    machine.create("fast", "slow", both).expect("it was said");
+    assert_ne!(cache_super(&fast).set_uuid, old);
+    assert_eq!(machine.volume()["dirty_bytes"], 0);
+}
+
+#[test]
+fn volumes_wait_for_a_cache_device_that_goes_and_comes_back() {
+    let (fast, slow, _) = dirty_pair();
+    let machine = Machine::new(&[&fast, &slow]);
+    let made = machine.create("fast", "slow", Value::Null);
+    made.expect("its own set");
+    let before = machine.volume()["dirty_bytes"].clone();
+    let hub = machine.hub.clone();
+    machine.run(async move { hub.removed("fast").await });
+    let volume = machine.volume();
+    assert_eq!(
+        (&volume["name"], &volume["running"]),
+        (&json!("Vol0"), &json!(false))
+    );
+    assert_eq!(volume["state"], "dirty");
+    assert!(machine.host.inner.shown().is_empty());
+    let hub = machine.hub.clone();
+    machine.run(async move { hub.examine("fast").await });
+    let volume = machine.volume();
+    assert_eq!(
+        (&volume["running"], &volume["dirty_bytes"]),
+        (&json!(true), &before)
+    );
+}
+
+#[test]
+fn what_is_said_of_things_to_come_holds_when_they_come() {
+    let (fast, slow, _) = dirty_pair();
+    let machine = Machine::new(&[]);
+    let set = json!(cache_super(&fast).set_uuid.to_string());
+    machine.hub.examine_enabled.set(false);
+    let calls = [
+        ("bdev_bcache_register", json!({"bdev_name": "fast"})),
+        ("bdev_bcache_register", json!({"bdev_name": "slow"})),
+        (
+            "bdev_bcache_set_options",
+            json!({"name": "Vol0", "writeback_running": false, "writeback_percent": 7}),
+        ),
+        (
+            "bdev_bcache_set_set_options",
+            json!({"set": set, "journal_delay_ms": 5}),
+        ),
+    ];
+    for (method, params) in calls {
+        let mut params = params;
+        let refused = machine.call(method, params.clone());
+        assert_eq!(refused.expect_err("nothing is there").code, -19);
+        params["when_up"] = json!(true);
+        let kept = machine.call(method, params);
+        assert_eq!(kept.expect("it is kept"), true);
+    }
+    let saved = rpc::config(&machine.hub);
+    assert_eq!(saved.len(), 5, "{saved:?}");
+    // The label is what the volume is called.
+    let mut sb = backing_super(&slow);
+    sb.label[..4].copy_from_slice(b"Vol0");
+    slow.poke(SUPER_SECTOR, &sb.encode());
+    for medium in [&slow, &fast] {
+        machine.plug(medium);
+        let (hub, name) = (
+            machine.hub.clone(),
+            SimDisk::new(medium.clone(), machine.sched.clone()),
+        );
+        machine.run(async move { hub.examine(&name.name()).await });
+    }
+    let options = machine.volume()["options"].clone();
+    let wanted = json!({"writeback_running": false, "writeback_percent": 7});
+    assert_eq!(options, wanted);
+    assert_eq!(machine.set()["options"]["journal_delay_ms"], 5);
+    assert!(machine.hub.later().bdevs.is_empty());
+    // What runs is saved as what was to come.
+    let sorted = |mut calls: Vec<(&'static str, Value)>| {
+        calls.sort_by_key(|(method, params)| format!("{method} {params}"));
+        calls
+    };
+    assert_eq!(sorted(rpc::config(&machine.hub)), sorted(saved));
+}
+
+#[test]
+fn options_out_of_range_are_refused_before_they_are_kept() {
+    let machine = Machine::new(&[]);
+    let params = json!({"name": "Vol0", "writeback_percent": 41, "when_up": true});
+    let refused = machine.call("bdev_bcache_set_options", params);
+    assert_eq!(refused.expect_err("41 %").code, -32602);
+    let params = json!({"set": "no uuid", "journal_delay_ms": 5, "when_up": true});
+    let refused = machine.call("bdev_bcache_set_set_options", params);
+    assert_eq!(refused.expect_err("no UUID").code, -32602);
+    assert!(machine.hub.later().volumes.is_empty());
+    assert!(matches!(
+        machine.hub.volume("Vol0"),
+        Err(SetError::NoVolume(_))
+    ));
+}
