@@ -1,0 +1,72 @@
+# Every command a user or developer needs. Each sets up what it lacks by itself: Debian packages, SPDK, huge pages, the
+# build (spdk/*.sh say how), and what is there already costs next to nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+RUN := spdk/run.sh
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Debian's Python is the one that python3-pytest was installed for
+PYTHON := $(or $(wildcard /usr/bin/python3),python3)
+# what `make test` runs of the system tests: PYTEST="-k vhost -x" narrows it down
+PYTEST ?=
+
+.PHONY: help build demo test lint unit system bdevperf bench clean packages packages-test hugepages
+
+help:
+	@echo 'make            build the target: $(TARGET_DIR)/release/bcache_tgt'
+	@echo 'make demo       start it on files in a temporary folder, write, kill, recover, verify; prints a table'
+	@echo 'make test       format, lints, documentation, shell scripts, unit and system tests'
+	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
+	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
+	@echo 'make bench      compare malloc, passthru, OCF and ours with bdevperf'
+	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
+	@echo
+	@echo 'SPDK_DIR=…      a built SPDK tree, 20.07 to 26.05, instead of the one spdk/setup.sh builds'
+	@echo 'SPDK_TARBALL=…  an SPDK source tarball instead of the one in Debian'"'"'s archive'
+
+packages:
+	@spdk/packages.sh build
+	@spdk/rust.sh path >/dev/null
+
+packages-test:
+	@spdk/packages.sh build test
+	@spdk/rust.sh lint
+
+hugepages:
+	@spdk/hugepages.sh
+
+build: packages
+	@$(RUN) cargo build --release --features spdk --bin bcache_tgt
+
+# bdevperf wants the module as a static library, which is the lib target's other form
+bdevperf: packages
+	@$(RUN) cargo build --release --features spdk --lib
+	@$(RUN) spdk/bdevperf.sh $(TARGET_DIR)/release
+
+demo: build hugepages
+	@$(RUN) $(PYTHON) tests/demo.py
+
+lint: packages-test
+	@$(RUN) tests/lint.sh
+
+unit: packages-test
+	@$(RUN) cargo test --locked
+
+system: packages-test hugepages
+	@$(MAKE) build bdevperf
+	@$(RUN) $(PYTHON) -m pytest -v -ra --durations=10 tests/system $(PYTEST)
+
+# one after the other, and the cheap ones first
+test: packages-test hugepages
+	@$(MAKE) lint
+	@$(MAKE) unit
+	@$(MAKE) system
+
+bench: build bdevperf hugepages
+	@$(RUN) $(PYTHON) tests/bench/compare.py
+
+clean:
+	@$$(spdk/rust.sh path)/cargo clean

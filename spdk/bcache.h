@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The one header between SPDK and the Rust side: bindgen reads it, glue.c implements it.
+ *
+ * Rust never looks into a struct of SPDK: what it needs of one stands in a struct of this file or
+ * comes from a function of this file. What glue.c calls in Rust is one table, struct bcache_ops,
+ * which Rust defines with the types that bindgen found here, so that neither side can drift.
+ * Differences between SPDK's versions (20.07 to 26.05) end in glue.c.
+ */
+#ifndef BCACHE_H
+#define BCACHE_H
+
+#include "spdk/stdinc.h"
+#include "spdk/bdev.h"
+#include "spdk/bdev_module.h"
+#include "spdk/env.h"
+#include "spdk/json.h"
+#include "spdk/jsonrpc.h"
+#include "spdk/rpc.h"
+#include "spdk/thread.h"
+
+/* What a host wants of a volume. */
+enum bcache_kind {
+	BCACHE_READ,
+	BCACHE_WRITE,
+	BCACHE_FLUSH,
+	BCACHE_UNMAP,
+	BCACHE_WRITE_ZEROES,
+	BCACHE_RESET,
+};
+
+/* The head of the module's context in every spdk_bdev_io of a volume; filled before ops.submit. */
+struct bcache_io {
+	struct spdk_bdev_io *bdev_io;
+	struct iovec *iovs;
+	uint64_t offset_blocks;
+	uint64_t num_blocks;
+	uint32_t iovcnt;
+	uint32_t kind;
+	uint64_t unused[4];
+	/* See volume_submit_request. */
+	uint64_t *counted_out;
+};
+
+/* Room for a struct spdk_bdev_io_wait_entry of any version; glue.c asserts that it suffices. */
+struct bcache_wait {
+	uint64_t room[6];
+};
+
+/* What a volume looks like to the bdev layer. */
+struct bcache_volume_info {
+	const char *name;
+	uint8_t uuid[16];
+	uint32_t block_bytes;
+	uint8_t alignment_shift;
+	uint64_t num_blocks;
+	/* Given back to every function of struct bcache_ops as `volume`. */
+	void *volume;
+};
+
+enum bcache_event {
+	BCACHE_EVENT_REMOVE,
+	BCACHE_EVENT_RESIZE,
+};
+
+/* What the bdev layer asks of the module. On SPDK's app thread unless it says otherwise. */
+struct bcache_ops {
+	/* Bytes of the context of each I/O, struct bcache_io included. */
+	int io_ctx_bytes;
+	/* At load time, before main: no thread, no environment. */
+	void (*register_rpcs)(void);
+	int (*init)(void);
+	void (*fini_start)(void);
+	/* Ends in bcache_fini_done. */
+	void (*fini)(void);
+	/* Ends in bcache_examine_done. */
+	void (*examine)(const char *bdev_name);
+	void (*write_config)(struct spdk_json_write_ctx *w);
+	/* On any thread. Ends in spdk_bdev_destruct_done. */
+	void (*destruct)(void *volume);
+	/* An opened device is about to go, or has another size. */
+	void (*device_event)(void *device, enum bcache_event event);
+	void (*dump_info)(void *volume, struct spdk_json_write_ctx *w);
+	/* The two below on any thread; `channel` is the context of the volume's channel there. */
+	struct spdk_io_channel *(*get_io_channel)(void *volume);
+	void (*submit)(void *channel, struct bcache_io *io);
+};
+
+/* Defined in Rust. */
+extern const struct bcache_ops bcache_ops_of_rust;
+
+/* Runs the target until it is told to stop; returns the exit status. `argv` as main got it. */
+int bcache_app_run(int argc, char **argv);
+
+/* Level as in enum spdk_log_level; the texts need not end in a NUL. */
+void bcache_log(int level, const char *file, size_t file_bytes, int line, const char *text,
+		size_t text_bytes);
+
+/* The highest level that is logged anywhere, as in enum spdk_log_level. */
+int bcache_log_level(void);
+
+void bcache_fini_done(void);
+void bcache_examine_done(void);
+
+/*
+ * Opens a bdev and, for writing, claims it. ops.device_event is called here with `device`.
+ * -ENODEV: there is none of that name; -EPERM: it is claimed already.
+ */
+int bcache_open(const char *name, bool write, void *device, struct spdk_bdev_desc **desc);
+
+/* Whether the device does such I/O itself or the bdev layer does it with others. */
+bool bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind);
+
+/*
+ * Whether the device shares a queue of bounded length with other bdevs of its thread. Not every
+ * release of the bdev layer tries again what has found such a queue full.
+ */
+bool bcache_shares_queue(struct spdk_bdev *bdev);
+
+/* Gives a completed I/O back; in place of spdk_bdev_free_io. */
+void bcache_free_io(struct spdk_bdev_io *bdev_io);
+
+/* Calls `cb` with `arg` when this thread's channel has room again. */
+int bcache_wait_for_room(struct bcache_wait *wait, struct spdk_bdev *bdev,
+			 struct spdk_io_channel *ch, void (*cb)(void *arg), void *arg);
+
+/* Makes a bdev that is not yet registered, or NULL when there is no memory. */
+struct spdk_bdev *bcache_volume_new(const struct bcache_volume_info *info);
+void bcache_volume_free(struct spdk_bdev *bdev);
+
+/* Tells the bdev layer and who has the volume open that its size changed. */
+int bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks);
+
+/* Completes a host's I/O. */
+void bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success);
+
+/* The context of a channel, as spdk_io_device_register made it. */
+void *bcache_channel_ctx(struct spdk_io_channel *ch);
+
+#endif

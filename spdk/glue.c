@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The C side of the boundary: registration with SPDK, the function table of volumes, wrappers of
+ * what is inline or differs between SPDK's versions. It decides nothing; see bcache.h.
+ */
+#include "bcache.h"
+
+#include <libaio.h>
+
+#include "spdk/config.h"
+#include "spdk/event.h"
+#include "spdk/log.h"
+#include "spdk/string.h"
+#include "spdk/version.h"
+#if defined(SPDK_CONFIG_VHOST)
+#include "spdk/vhost.h"
+#endif
+
+#define SINCE(major, minor) (SPDK_VERSION >= SPDK_VERSION_NUM(major, minor, 0))
+
+_Static_assert(sizeof(struct spdk_bdev_io_wait_entry) <= sizeof(struct bcache_wait),
+	       "struct bcache_wait is too small for this SPDK");
+_Static_assert(_Alignof(struct spdk_bdev_io_wait_entry) <= _Alignof(struct bcache_wait),
+	       "struct bcache_wait is not aligned as this SPDK wants it");
+_Static_assert(offsetof(struct spdk_bdev_io, driver_ctx) % _Alignof(struct bcache_io) == 0,
+	       "the context of an I/O is not aligned");
+_Static_assert(sizeof(struct spdk_uuid) == 16, "a UUID has 16 bytes");
+
+/* --- the module --- */
+
+static int bcache_init(void);
+static void bcache_fini_start(void);
+static void bcache_fini(void);
+static int bcache_config_json(struct spdk_json_write_ctx *w);
+static int bcache_get_ctx_size(void);
+static void bcache_examine(struct spdk_bdev *bdev);
+
+static struct spdk_bdev_module g_module = {
+	.name = "bcache",
+	.module_init = bcache_init,
+	.fini_start = bcache_fini_start,
+	.module_fini = bcache_fini,
+	.async_fini = true,
+	.config_json = bcache_config_json,
+	.get_ctx_size = bcache_get_ctx_size,
+	.examine_disk = bcache_examine,
+};
+
+SPDK_BDEV_MODULE_REGISTER(bcache, &g_module)
+
+static void __attribute__((constructor))
+bcache_register_rpcs(void)
+{
+	bcache_ops_of_rust.register_rpcs();
+}
+
+static int
+bcache_init(void)
+{
+	return bcache_ops_of_rust.init();
+}
+
+static void
+bcache_fini_start(void)
+{
+	bcache_ops_of_rust.fini_start();
+}
+
+static void
+bcache_fini(void)
+{
+	bcache_ops_of_rust.fini();
+}
+
+void
+bcache_fini_done(void)
+{
+#if SINCE(21, 10)
+	spdk_bdev_module_fini_done();
+#else
+	spdk_bdev_module_finish_done();
+#endif
+}
+
+static int
+bcache_config_json(struct spdk_json_write_ctx *w)
+{
+	bcache_ops_of_rust.write_config(w);
+	return 0;
+}
+
+static int
+bcache_get_ctx_size(void)
+{
+	return bcache_ops_of_rust.io_ctx_bytes;
+}
+
+static void
+bcache_examine(struct spdk_bdev *bdev)
+{
+	/* What a host wrote into a volume is the host's: a superblock in there is not ours to run. */
+	if (bdev->module == &g_module) {
+		bcache_examine_done();
+		return;
+	}
+	bcache_ops_of_rust.examine(spdk_bdev_get_name(bdev));
+}
+
+void
+bcache_examine_done(void)
+{
+	spdk_bdev_module_examine_done(&g_module);
+}
+
+/* --- volumes --- */
+
+static int
+volume_destruct(void *volume)
+{
+	bcache_ops_of_rust.destruct(volume);
+	return 1; /* goes on until spdk_bdev_destruct_done */
+}
+
+static void
+submit_with_buffer(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
+{
+	struct bcache_io *io = (struct bcache_io *)bdev_io->driver_ctx;
+
+	io->bdev_io = bdev_io;
+	io->iovs = bdev_io->u.bdev.iovs;
+	io->iovcnt = bdev_io->u.bdev.iovcnt;
+	io->offset_blocks = bdev_io->u.bdev.offset_blocks;
+	io->num_blocks = bdev_io->u.bdev.num_blocks;
+	bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(ch), io);
+}
+
+static void
+got_buffer(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool success)
+{
+	if (!success) {
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_FAILED);
+		return;
+	}
+	submit_with_buffer(ch, bdev_io);
+}
+
+/*
+ * Up to 20.10 the AIO module counts an I/O out after it has completed it, through a pointer in the
+ * I/O's context. bcache_free_io keeps our own from being used anew before that; those that the bdev
+ * layer frees itself may by then be a volume's. They find a counter of no meaning.
+ */
+_Static_assert(offsetof(struct bcache_io, counted_out) ==
+	       sizeof(struct iocb) + sizeof(uint64_t), "where struct bdev_aio_task has its channel");
+static _Thread_local uint64_t g_counted_out;
+
+static void
+volume_submit_request(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
+{
+	struct bcache_io *io = (struct bcache_io *)bdev_io->driver_ctx;
+
+	io->counted_out = &g_counted_out;
+	switch (bdev_io->type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+		io->kind = BCACHE_READ;
+		if (bdev_io->u.bdev.iovs == NULL || bdev_io->u.bdev.iovs[0].iov_base == NULL) {
+			spdk_bdev_io_get_buf(bdev_io, got_buffer,
+					     bdev_io->u.bdev.num_blocks * bdev_io->bdev->blocklen);
+			return;
+		}
+		break;
+	case SPDK_BDEV_IO_TYPE_WRITE:
+		io->kind = BCACHE_WRITE;
+		break;
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+		io->kind = BCACHE_FLUSH;
+		break;
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+		io->kind = BCACHE_UNMAP;
+		break;
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+		io->kind = BCACHE_WRITE_ZEROES;
+		break;
+	case SPDK_BDEV_IO_TYPE_RESET:
+		/* Has no range: the fields of u.bdev mean other things. */
+		io->kind = BCACHE_RESET;
+		io->bdev_io = bdev_io;
+		io->iovs = NULL;
+		io->iovcnt = 0;
+		io->offset_blocks = 0;
+		io->num_blocks = 0;
+		bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(ch), io);
+		return;
+	default:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_FAILED);
+		return;
+	}
+	submit_with_buffer(ch, bdev_io);
+}
+
+static bool
+volume_io_type_supported(void *volume, enum spdk_bdev_io_type type)
+{
+	switch (type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+	case SPDK_BDEV_IO_TYPE_WRITE:
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+	case SPDK_BDEV_IO_TYPE_RESET:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static struct spdk_io_channel *
+volume_get_io_channel(void *volume)
+{
+	return bcache_ops_of_rust.get_io_channel(volume);
+}
+
+static int
+volume_dump_info_json(void *volume, struct spdk_json_write_ctx *w)
+{
+	bcache_ops_of_rust.dump_info(volume, w);
+	return 0;
+}
+
+static void
+volume_write_config_json(struct spdk_bdev *bdev, struct spdk_json_write_ctx *w)
+{
+	/* The module's config_json writes what is not on disk. */
+}
+
+static const struct spdk_bdev_fn_table g_volume_fns = {
+	.destruct = volume_destruct,
+	.submit_request = volume_submit_request,
+	.io_type_supported = volume_io_type_supported,
+	.get_io_channel = volume_get_io_channel,
+	.dump_info_json = volume_dump_info_json,
+	.write_config_json = volume_write_config_json,
+};
+
+struct spdk_bdev *
+bcache_volume_new(const struct bcache_volume_info *info)
+{
+	struct spdk_bdev *bdev = calloc(1, sizeof(*bdev));
+
+	if (bdev == NULL) {
+		return NULL;
+	}
+	bdev->name = strdup(info->name);
+	if (bdev->name == NULL) {
+		free(bdev);
+		return NULL;
+	}
+	bdev->product_name = "bcache";
+	bdev->write_cache = 1;
+	bdev->blocklen = info->block_bytes;
+	bdev->blockcnt = info->num_blocks;
+	bdev->required_alignment = info->alignment_shift;
+	memcpy(&bdev->uuid, info->uuid, sizeof(bdev->uuid));
+	bdev->ctxt = info->volume;
+	bdev->fn_table = &g_volume_fns;
+	bdev->module = &g_module;
+	return bdev;
+}
+
+void
+bcache_volume_free(struct spdk_bdev *bdev)
+{
+	free(bdev->name);
+	free(bdev);
+}
+
+int
+bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks)
+{
+	return spdk_bdev_notify_blockcnt_change(bdev, num_blocks);
+}
+
+void
+bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success)
+{
+	spdk_bdev_io_complete(bdev_io, success ? SPDK_BDEV_IO_STATUS_SUCCESS :
+			      SPDK_BDEV_IO_STATUS_FAILED);
+}
+
+void *
+bcache_channel_ctx(struct spdk_io_channel *ch)
+{
+	return spdk_io_channel_get_ctx(ch);
+}
+
+/* --- devices --- */
+
+static void
+device_event(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *device)
+{
+	switch (type) {
+	case SPDK_BDEV_EVENT_REMOVE:
+		bcache_ops_of_rust.device_event(device, BCACHE_EVENT_REMOVE);
+		break;
+	case SPDK_BDEV_EVENT_RESIZE:
+		bcache_ops_of_rust.device_event(device, BCACHE_EVENT_RESIZE);
+		break;
+	default:
+		break;
+	}
+}
+
+int
+bcache_open(const char *name, bool write, void *device, struct spdk_bdev_desc **desc)
+{
+	int rc;
+
+	/* Asked first, because opening logs an error of its own for a name that does not exist. */
+	if (spdk_bdev_get_by_name(name) == NULL) {
+		return -ENODEV;
+	}
+	rc = spdk_bdev_open_ext(name, write, device_event, device, desc);
+	if (rc != 0 || !write) {
+		return rc;
+	}
+	rc = spdk_bdev_module_claim_bdev(spdk_bdev_desc_get_bdev(*desc), *desc, &g_module);
+	if (rc != 0) {
+		spdk_bdev_close(*desc);
+	}
+	return rc;
+}
+
+bool
+bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind)
+{
+	switch (kind) {
+	case BCACHE_READ:
+		return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_READ);
+	case BCACHE_WRITE:
+		return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_WRITE);
+	case BCACHE_FLUSH:
+		return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_FLUSH);
+	case BCACHE_UNMAP:
+		return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_UNMAP);
+	case BCACHE_WRITE_ZEROES:
+		return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_WRITE_ZEROES);
+	default:
+		return false;
+	}
+}
+
+bool
+bcache_shares_queue(struct spdk_bdev *bdev)
+{
+	return strcmp(bdev->module->name, "aio") == 0;
+}
+
+#if !SINCE(21, 1)
+static void
+free_io_late(void *bdev_io)
+{
+	spdk_bdev_free_io(bdev_io);
+}
+#endif
+
+void
+bcache_free_io(struct spdk_bdev_io *bdev_io)
+{
+#if !SINCE(21, 1)
+	/*
+	 * The AIO module of these releases counts an I/O out after it has completed it, in the I/O's
+	 * own context. Freed at once, the I/O is taken for the next one, of any module, which writes
+	 * its own there.
+	 */
+	if (strcmp(bdev_io->bdev->module->name, "aio") == 0) {
+		spdk_thread_send_msg(spdk_get_thread(), free_io_late, bdev_io);
+		return;
+	}
+#endif
+	spdk_bdev_free_io(bdev_io);
+}
+
+int
+bcache_wait_for_room(struct bcache_wait *wait, struct spdk_bdev *bdev,
+		     struct spdk_io_channel *ch, void (*cb)(void *arg), void *arg)
+{
+	struct spdk_bdev_io_wait_entry *entry = (struct spdk_bdev_io_wait_entry *)wait;
+
+	memset(wait, 0, sizeof(*wait));
+	entry->bdev = bdev;
+	entry->cb_fn = cb;
+	entry->cb_arg = arg;
+	return spdk_bdev_queue_io_wait(bdev, ch, entry);
+}
+
+/* --- the log --- */
+
+void
+bcache_log(int level, const char *file, size_t file_bytes, int line, const char *text,
+	   size_t text_bytes)
+{
+	char name[64];
+	size_t bytes = file_bytes < sizeof(name) ? file_bytes : sizeof(name) - 1;
+
+	memcpy(name, file, bytes);
+	name[bytes] = '\0';
+	spdk_log((enum spdk_log_level)level, name, line, "bcache", "%.*s\n", (int)text_bytes, text);
+}
+
+int
+bcache_log_level(void)
+{
+	int print = spdk_log_get_print_level();
+	int syslog = spdk_log_get_level();
+
+	return print > syslog ? print : syslog;
+}
+
+/* --- the target --- */
+
+static const char *g_pid_path;
+
+#if defined(SPDK_CONFIG_VHOST)
+#define TARGET_OPTIONS "f:S:"
+#else
+#define TARGET_OPTIONS "f:"
+#endif
+
+static void
+target_usage(void)
+{
+	printf(" -f <file>                 write the process id into this file once the target is up\n");
+#if defined(SPDK_CONFIG_VHOST)
+	printf(" -S <path>                 folder for vhost's sockets (default: the current one)\n");
+#endif
+}
+
+static int
+target_option(int option, char *value)
+{
+	switch (option) {
+	case 'f':
+		g_pid_path = value;
+		return 0;
+#if defined(SPDK_CONFIG_VHOST)
+	case 'S':
+		spdk_vhost_set_socket_path(value);
+		return 0;
+#endif
+	default:
+		return -EINVAL;
+	}
+}
+
+static void
+target_started(void *ctx)
+{
+	FILE *file;
+
+	if (g_pid_path == NULL) {
+		return;
+	}
+	file = fopen(g_pid_path, "w");
+	if (file == NULL || fprintf(file, "%d\n", getpid()) < 0 || fclose(file) != 0) {
+		SPDK_ERRLOG("cannot write the process id into %s: %s\n", g_pid_path, spdk_strerror(errno));
+		spdk_app_stop(1);
+	}
+}
+
+int
+bcache_app_run(int argc, char **argv)
+{
+	struct spdk_app_opts opts;
+	int rc;
+
+	memset(&opts, 0, sizeof(opts));
+#if SINCE(21, 1)
+	spdk_app_opts_init(&opts, sizeof(opts));
+#else
+	spdk_app_opts_init(&opts);
+#endif
+	opts.name = "bcache_tgt";
+	rc = spdk_app_parse_args(argc, argv, &opts, TARGET_OPTIONS, NULL, target_option, target_usage);
+	if (rc != SPDK_APP_PARSE_ARGS_SUCCESS) {
+		return rc == SPDK_APP_PARSE_ARGS_HELP ? 0 : 1;
+	}
+	rc = spdk_app_start(&opts, target_started, NULL);
+	spdk_app_fini();
+	return rc != 0;
+}

@@ -1,0 +1,382 @@
+//! A volume on one SPDK thread: its front, its lane, and the poller that drives them.
+//!
+//! - SPDK makes a channel when somebody on a thread first uses the volume, and drops it after the
+//!   last host I/O there. Fills may still be under way then: the channel lives on, without SPDK's
+//!   knowledge but counted in its volume, until they have ended.
+//! - *Quiesce*: new host I/O is held, in the order of its coming, until *resume*; the step is done
+//!   when nothing is in flight on any thread. *Resume* builds the front anew for what the volume is
+//!   then ([`Shape`]), and lets the held I/O in. A channel that is made in between starts held.
+//! - A reset of the volume waits until nothing is in flight and touches no device: other volumes
+//!   and the cache's own metadata use the same ones.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::ptr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::disk::RawDevice;
+use super::lane::{DeviceChannel, Io, IoList, LaneState, SpdkLane};
+use super::poller::Poller;
+use super::sys;
+use crate::request::Kind;
+use crate::request::front::Front;
+use crate::request::volume::VolumeShared;
+use crate::units::Sector;
+
+/// What fronts of a volume are built from.
+#[derive(Clone)]
+pub struct Shape {
+    /// The engine's part.
+    pub shared: Arc<VolumeShared>,
+    /// The cache device.
+    pub cache: Option<RawDevice>,
+    /// The backing device.
+    pub backing: Option<RawDevice>,
+    /// Counts the shapes.
+    pub version: u64,
+    /// Whether host I/O is to wait.
+    pub held: bool,
+}
+
+/// What all threads know of a volume. Its address is SPDK's handle of it (io_device), from the
+/// registration of the volume's bdev until all of its channels are gone.
+pub struct Volume {
+    /// log2 of the sectors in a block of the volume.
+    block_shift: u32,
+    shape: Mutex<Shape>,
+    /// Channels whose front is not closed.
+    fronts: AtomicUsize,
+    /// Those of them that SPDK has dropped.
+    leaving: AtomicUsize,
+}
+
+// SAFETY: the raw pointers in the shape's devices are descriptors and bdevs, which SPDK allows to
+// be used on any thread; they stay open for as long as the volume has fronts.
+unsafe impl Send for Volume {}
+// SAFETY: as above; everything that changes is behind a mutex or atomic.
+unsafe impl Sync for Volume {}
+
+impl Volume {
+    /// A volume of this shape.
+    pub fn new(shape: Shape) -> Volume {
+        Volume {
+            block_shift: shape.shared.block_sectors.ilog2(),
+            shape: Mutex::new(shape),
+            fronts: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
+        }
+    }
+
+    /// What its fronts are built from. Not on the path of an I/O.
+    pub fn shape(&self) -> MutexGuard<'_, Shape> {
+        self.shape.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// How many threads have a front that is not closed.
+    pub fn fronts(&self) -> usize {
+        self.fronts.load(Ordering::Acquire)
+    }
+
+    /// How many of them SPDK knows nothing of any more: they end by themselves.
+    pub fn leaving(&self) -> usize {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// SPDK's handle of the volume.
+    pub fn io_device(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+type SpdkFront = Front<SpdkLane>;
+
+/// A step of all channels that has reached this one.
+#[derive(Clone, Copy)]
+struct Waiting {
+    iter: *mut sys::spdk_io_channel_iter,
+    /// What is done once nothing is in flight: the new shape is taken on.
+    resume: bool,
+}
+
+/// The volume on this thread.
+pub struct Channel {
+    volume: Arc<Volume>,
+    front: RefCell<Option<(SpdkFront, Rc<LaneState>)>>,
+    version: Cell<u64>,
+    held: Cell<bool>,
+    held_ios: IoList,
+    /// Iterations over all channels that wait for this one to be idle.
+    waiting: RefCell<Vec<Waiting>>,
+    poller: RefCell<Option<Poller>>,
+    /// SPDK has dropped the channel.
+    dropped: Cell<bool>,
+}
+
+impl Channel {
+    /// Makes the channel of this thread; `None` when there is no memory, or the cache set has as
+    /// many users as it can have.
+    fn new(volume: Arc<Volume>) -> Option<Rc<Channel>> {
+        let shape = volume.shape().clone();
+        let channel = Rc::new(Channel {
+            volume,
+            front: RefCell::new(None),
+            version: Cell::new(shape.version),
+            held: Cell::new(shape.held),
+            held_ios: IoList::default(),
+            waiting: RefCell::default(),
+            poller: RefCell::default(),
+            dropped: Cell::new(false),
+        });
+        if !shape.held && !channel.build(&shape) {
+            return None;
+        }
+        let polled = channel.clone();
+        let poller = Poller::register(0, move || polled.poll())?;
+        channel.poller.replace(Some(poller));
+        channel.volume.fronts.fetch_add(1, Ordering::AcqRel);
+        Some(channel)
+    }
+
+    /// Builds the front. False when it cannot be had; host I/O then fails.
+    fn build(&self, shape: &Shape) -> bool {
+        self.version.set(shape.version);
+        let mut complete = true;
+        let mut open = |device: Option<RawDevice>| {
+            let channel = device.and_then(DeviceChannel::open);
+            complete &= channel.is_some() == device.is_some();
+            channel
+        };
+        let lane = LaneState::new(open(shape.cache), open(shape.backing));
+        lane.bind(self);
+        let front = Front::new(SpdkLane(lane.clone()), shape.shared.clone());
+        let complete = complete && front.is_some();
+        if !complete {
+            log::error!("{}: no memory for another channel", shape.shared.name);
+        }
+        self.front.replace(front.map(|front| (front, lane)));
+        complete
+    }
+
+    /// Calls `f` with the front, if there is one.
+    pub fn with_front(&self, f: impl FnOnce(&SpdkFront)) {
+        if let Some((front, _)) = &*self.front.borrow() {
+            f(front);
+        }
+    }
+
+    /// Calls `f` with the lane, if there is one.
+    pub fn with_lane(&self, f: impl FnOnce(&LaneState)) {
+        if let Some((_, lane)) = &*self.front.borrow() {
+            f(lane);
+        }
+    }
+
+    fn submit(&self, io: Io) {
+        if self.held.get() {
+            return self.held_ios.push(io);
+        }
+        let head = io.head();
+        let shift = self.volume.block_shift;
+        let kind = match head.kind {
+            sys::BCACHE_READ => Kind::Read,
+            sys::BCACHE_WRITE => Kind::Write,
+            sys::BCACHE_UNMAP => Kind::Unmap,
+            sys::BCACHE_WRITE_ZEROES => Kind::WriteZeroes,
+            _ => Kind::Flush,
+        };
+        let (at, sectors) = (head.offset_blocks << shift, head.num_blocks << shift);
+        match &*self.front.borrow() {
+            Some((front, lane)) => {
+                io.start(kind, Sector(at), sectors);
+                front.submit(io);
+                lane.settle(self);
+            }
+            // SAFETY: the I/O was handed over and is not used afterwards.
+            None => unsafe { sys::bcache_io_complete(head.bdev_io, false) },
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match &*self.front.borrow() {
+            Some((front, lane)) => front.is_idle() && lane.is_idle(),
+            None => true,
+        }
+    }
+
+    fn poll(&self) -> bool {
+        let busy = match &*self.front.borrow() {
+            Some((front, lane)) => (front.poll() > 0) | lane.settle(self),
+            None => false,
+        };
+        if self.dropped.get() || !self.waiting.borrow().is_empty() {
+            self.poll_idle();
+        }
+        busy
+    }
+
+    /// Does what waits for nothing to be in flight.
+    fn poll_idle(&self) {
+        while self.is_idle() {
+            let Some(next) = self.waiting.borrow().first().copied() else {
+                break;
+            };
+            if next.resume && !self.take_on_shape() {
+                return;
+            }
+            self.waiting.borrow_mut().remove(0);
+            // SAFETY: SPDK waits for this channel's answer, and gets it once.
+            unsafe { sys::spdk_for_each_channel_continue(next.iter, 0) };
+        }
+        let done = self.dropped.get() && self.waiting.borrow().is_empty() && self.is_idle();
+        if done && self.close_front() {
+            // When this is the poller, its closure holds the channel until it returns.
+            self.poller.take();
+            self.volume.leaving.fetch_sub(1, Ordering::AcqRel);
+            self.volume.fronts.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Closes an idle front. False when the owner's ring is full: try again.
+    fn close_front(&self) -> bool {
+        let closed = match &*self.front.borrow() {
+            Some((front, _)) => front.close(),
+            None => true,
+        };
+        if closed {
+            self.front.replace(None);
+        }
+        closed
+    }
+
+    /// Takes on the volume's new shape and lets the held I/O in. False: try again.
+    fn take_on_shape(&self) -> bool {
+        let shape = self.volume.shape().clone();
+        if shape.held {
+            return true;
+        }
+        if self.version.get() != shape.version || self.front.borrow().is_none() {
+            if !self.close_front() {
+                return false;
+            }
+            self.build(&shape);
+        }
+        self.held.set(false);
+        let held = self.held_ios.take();
+        while let Some(io) = held.pop() {
+            self.submit(io);
+        }
+        true
+    }
+
+    /// Waits until nothing is in flight on any thread, and answers the reset.
+    fn reset(&self, io: Io) {
+        // SAFETY: the volume is registered as long as it has channels; the context is the I/O's
+        // pointer, which stays until the reset is answered in `reset_done`.
+        unsafe {
+            sys::spdk_for_each_channel(
+                self.volume.io_device(),
+                Some(drain_each),
+                io.into_raw().cast(),
+                Some(reset_done),
+            );
+        }
+    }
+}
+
+/// The channel that a step over all of them has reached.
+///
+/// # Safety
+/// `iter` is a running iteration over a volume's channels.
+unsafe fn channel_of<'a>(iter: *mut sys::spdk_io_channel_iter) -> &'a Channel {
+    // SAFETY: by contract; the context of each channel holds what `create` put there.
+    unsafe {
+        let ctx = sys::bcache_channel_ctx(sys::spdk_io_channel_iter_get_channel(iter));
+        &**ctx.cast::<*const Channel>()
+    }
+}
+
+unsafe extern "C" fn drain_each(iter: *mut sys::spdk_io_channel_iter) {
+    // SAFETY: SPDK calls this for each channel of the iteration, on the channel's thread.
+    let channel = unsafe { channel_of(iter) };
+    let resume = false;
+    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+}
+
+unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, _status: i32) {
+    // SAFETY: the context is the pointer given in `Channel::reset`; the I/O ends here.
+    unsafe {
+        let io = Io::from_raw(sys::spdk_io_channel_iter_get_ctx(iter).cast());
+        sys::bcache_io_complete(io.head().bdev_io, true);
+    }
+}
+
+/// Holds new host I/O on one channel; a step of the iteration that [`super::host`] starts.
+///
+/// # Safety
+/// SPDK calls it for a channel of a volume, on the channel's thread.
+pub unsafe extern "C" fn quiesce_each(iter: *mut sys::spdk_io_channel_iter) {
+    // SAFETY: by contract.
+    let channel = unsafe { channel_of(iter) };
+    channel.held.set(true);
+    let resume = false;
+    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+}
+
+/// Lets host I/O into one channel again; a step of the iteration that [`super::host`] starts.
+///
+/// # Safety
+/// SPDK calls it for a channel of a volume, on the channel's thread.
+pub unsafe extern "C" fn resume_each(iter: *mut sys::spdk_io_channel_iter) {
+    // SAFETY: by contract.
+    let channel = unsafe { channel_of(iter) };
+    let resume = true;
+    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+}
+
+/// Makes this thread's channel; for spdk_io_device_register.
+///
+/// # Safety
+/// `volume` is a registered [`Volume::io_device`] of an `Arc`, `ctx` has room for a pointer.
+pub unsafe extern "C" fn create(volume: *mut c_void, ctx: *mut c_void) -> i32 {
+    // SAFETY: by contract; the registration keeps the Arc alive.
+    let volume = unsafe {
+        let volume = volume.cast_const().cast::<Volume>();
+        Arc::increment_strong_count(volume);
+        Arc::from_raw(volume)
+    };
+    let Some(channel) = Channel::new(volume) else {
+        return -sys::ENOMEM;
+    };
+    // SAFETY: by contract.
+    unsafe { ctx.cast::<*const Channel>().write(Rc::into_raw(channel)) };
+    0
+}
+
+/// Lets this thread's channel go; for spdk_io_device_register.
+///
+/// # Safety
+/// `ctx` is what [`create`] filled.
+pub unsafe extern "C" fn destroy(_volume: *mut c_void, ctx: *mut c_void) {
+    // SAFETY: by contract, and SPDK uses the context no more.
+    let channel = unsafe { Rc::from_raw(ctx.cast::<*const Channel>().read()) };
+    channel.volume.leaving.fetch_add(1, Ordering::AcqRel);
+    channel.dropped.set(true);
+    channel.poll_idle();
+}
+
+/// Takes a host I/O; the `submit` of the module's table.
+///
+/// # Safety
+/// `ctx` is a channel's context as [`create`] filled it, `io` as [`Io::take`] wants it, and this
+/// is the channel's thread.
+pub unsafe extern "C" fn submit(ctx: *mut c_void, io: *mut sys::bcache_io) {
+    // SAFETY: by contract; SPDK keeps the channel while it has I/O.
+    let (channel, io) = unsafe { (&**ctx.cast::<*const Channel>(), Io::take(io)) };
+    if io.head().kind == sys::BCACHE_RESET {
+        channel.reset(io);
+    } else {
+        channel.submit(io);
+    }
+}

@@ -1,0 +1,421 @@
+//! A bdev as the engine's [`Disk`]: owned buffers, futures, on the owner thread.
+//!
+//! - A device is opened and claimed with [`SpdkDisk::open`], and closed when its last holder and
+//!   its last request in flight are gone. Dropping a future abandons the answer only.
+//! - SPDK has a bounded number of I/Os; a request that gets none waits in SPDK's own queue and is
+//!   not reported as an error.
+//! - A device that is being removed (SPDK's hot-removal, or a shutdown) goes on doing I/O for as
+//!   long as its driver can, so that a set can still be stopped in good order; SPDK waits until it
+//!   is closed. The module is told, see [`super::module`].
+//! - A flush is sent whenever the driver knows flushes, whatever it says of a write cache: virtual
+//!   bdevs over a device with a volatile cache often claim to have none.
+
+use std::cell::{Cell, OnceCell};
+use std::ffi::{CString, c_void};
+use std::future::ready;
+use std::ptr;
+use std::rc::Rc;
+
+use super::gate::Gate;
+use super::{dma, module, sys};
+use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
+use crate::set::host::OpenError;
+use crate::task::{OnceSender, once};
+use crate::units::{SECTOR_BYTES, SECTOR_SHIFT, Sector};
+
+/// What a device may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading, beside whoever else uses it.
+    ReadOnly,
+    /// Everything, claimed for this module.
+    Exclusive,
+}
+
+/// An opened bdev; clones share it.
+#[derive(Clone)]
+pub struct SpdkDisk(Rc<Device>);
+
+struct Device {
+    name: String,
+    access: Access,
+    removing: Cell<bool>,
+    raw: OnceCell<Raw>,
+}
+
+/// What SPDK gave for an opened bdev.
+struct Raw {
+    desc: *mut sys::spdk_bdev_desc,
+    bdev: *mut sys::spdk_bdev,
+    channel: *mut sys::spdk_io_channel,
+    block_shift: u32,
+    align_bytes: usize,
+    can_flush: bool,
+    can_unmap: bool,
+    /// Where its queue is shared with other devices.
+    gate: Option<Rc<Gate>>,
+}
+
+/// The pointers of a device that the request path uses on other threads. Valid for as long as the
+/// [`SpdkDisk`] that gave them is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RawDevice {
+    /// The descriptor, opened for writing.
+    pub desc: *mut sys::spdk_bdev_desc,
+    /// The bdev.
+    pub bdev: *mut sys::spdk_bdev,
+    /// log2 of the sectors in a block of the device.
+    pub block_shift: u32,
+    /// Whether the driver knows flushes.
+    pub can_flush: bool,
+    /// Whether the driver can discard.
+    pub can_unmap: bool,
+    /// Whether its queue is shared with other devices: see [`Gate`].
+    pub shares_queue: bool,
+}
+
+impl SpdkDisk {
+    /// Opens the bdev `name`. On the owner thread.
+    pub fn open(name: &str, access: Access) -> Result<SpdkDisk, OpenError> {
+        let c_name = CString::new(name).map_err(|_| OpenError::NotFound)?;
+        let device = Rc::new(Device {
+            name: name.to_string(),
+            access,
+            removing: Cell::new(false),
+            raw: OnceCell::new(),
+        });
+        let mut desc = ptr::null_mut();
+        // SAFETY: the device's address is stable (an Rc) and outlives the descriptor: it closes it
+        // when dropped, and SPDK reports no event of a closed descriptor.
+        let rc = unsafe {
+            sys::bcache_open(
+                c_name.as_ptr(),
+                access == Access::Exclusive,
+                Rc::as_ptr(&device).cast_mut().cast::<c_void>(),
+                &mut desc,
+            )
+        };
+        match -rc {
+            0 => {}
+            sys::ENODEV => return Err(OpenError::NotFound),
+            sys::EPERM => return Err(OpenError::Busy),
+            errno => return Err(OpenError::Os(errno)),
+        }
+        // From here on a drop of `device` closes it.
+        if device.raw.set(Raw::of(desc)).is_err() {
+            unreachable!("a new device has no descriptor yet");
+        }
+        let disk = SpdkDisk(device);
+        let raw = disk.0.raw();
+        // SAFETY: the descriptor is open.
+        let block_bytes = unsafe { sys::spdk_bdev_get_block_size(raw.bdev) };
+        if raw.channel.is_null() {
+            return Err(OpenError::Os(sys::ENOMEM));
+        }
+        if !block_bytes.is_power_of_two() || (block_bytes as usize) < SECTOR_BYTES {
+            log::error!("{name}: blocks of {block_bytes} bytes are not supported");
+            return Err(OpenError::Os(sys::EINVAL));
+        }
+        Ok(disk)
+    }
+
+    /// Whether SPDK asked for the device to be closed.
+    pub fn is_removing(&self) -> bool {
+        self.0.removing.get()
+    }
+
+    /// What the request path needs of the device.
+    pub fn raw_device(&self) -> RawDevice {
+        let raw = self.0.raw();
+        RawDevice {
+            desc: raw.desc,
+            bdev: raw.bdev,
+            block_shift: raw.block_shift,
+            can_flush: raw.can_flush,
+            can_unmap: raw.can_unmap,
+            shares_queue: raw.gate.is_some(),
+        }
+    }
+
+    /// log2 of the alignment in bytes that the device wants of buffers.
+    pub fn align_shift(&self) -> u8 {
+        self.0.raw().align_bytes.ilog2() as u8
+    }
+
+    fn start(&self, kind: OpKind, at: Sector, sectors: u64, buf: Option<Buf>, answer: Answer) {
+        let raw = self.0.raw();
+        let mask = (1u64 << raw.block_shift) - 1;
+        let end = at.0.checked_add(sectors);
+        let fits = end.is_some_and(|end| end <= self.size_sectors());
+        let op = Box::new(Op {
+            block: at.0 >> raw.block_shift,
+            blocks: sectors >> raw.block_shift,
+            device: self.0.clone(),
+            kind,
+            buf,
+            answer,
+            wait: sys::bcache_wait { room: [0; 6] },
+        });
+        if !fits || (at.0 | sectors) & mask != 0 {
+            op.finish(Err(IoError::OutOfRange));
+        } else if sectors == 0 {
+            op.finish(Ok(()));
+        } else {
+            Op::submit(Box::into_raw(op));
+        }
+    }
+
+    fn transfer(&self, kind: OpKind, at: Sector, buf: Buf) -> BufFuture {
+        let (sender, answer) = once();
+        let whole = buf.len() % SECTOR_BYTES == 0;
+        let sectors = if whole { buf.len() >> SECTOR_SHIFT } else { 0 };
+        if whole {
+            self.start(kind, at, sectors as u64, Some(buf), Answer::Buf(sender));
+        } else {
+            sender.send((buf, Err(IoError::OutOfRange)));
+        }
+        Box::pin(answer)
+    }
+
+    fn order(&self, kind: OpKind, at: Sector, sectors: u64) -> DoneFuture {
+        let (sender, answer) = once();
+        self.start(kind, at, sectors, None, Answer::Done(sender));
+        Box::pin(answer)
+    }
+}
+
+impl Raw {
+    /// Looks an open descriptor up. The channel is null when there is no memory for one.
+    fn of(desc: *mut sys::spdk_bdev_desc) -> Raw {
+        // SAFETY: the descriptor was just opened on this thread; all functions here only read it
+        // and its bdev, which stays as long as the descriptor.
+        unsafe {
+            let bdev = sys::spdk_bdev_desc_get_bdev(desc);
+            let block_bytes = sys::spdk_bdev_get_block_size(bdev).max(SECTOR_BYTES as u32);
+            Raw {
+                desc,
+                bdev,
+                channel: sys::spdk_bdev_get_io_channel(desc),
+                block_shift: block_bytes.ilog2() - SECTOR_SHIFT,
+                align_bytes: sys::spdk_bdev_get_buf_align(bdev).max(1),
+                can_flush: sys::bcache_supports(bdev, sys::BCACHE_FLUSH),
+                can_unmap: sys::bcache_supports(bdev, sys::BCACHE_UNMAP),
+                gate: sys::bcache_shares_queue(bdev).then(Gate::here),
+            }
+        }
+    }
+}
+
+impl Raw {
+    /// A request is over, or did not begin.
+    fn leave(&self) {
+        if let Some(gate) = &self.gate {
+            gate.leave();
+        }
+    }
+}
+
+impl Device {
+    fn raw(&self) -> &Raw {
+        self.raw.get().expect("set before anybody sees the device")
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let Some(raw) = self.raw.get() else { return };
+        // SAFETY: the descriptor and the channel are this device's own, no request is in flight
+        // (each holds the device), and this is the thread that opened it (Rc is not Send).
+        unsafe {
+            if !raw.channel.is_null() {
+                sys::spdk_put_io_channel(raw.channel);
+            }
+            if self.access == Access::Exclusive {
+                sys::spdk_bdev_module_release_bdev(raw.bdev);
+            }
+            sys::spdk_bdev_close(raw.desc);
+        }
+    }
+}
+
+/// What SPDK tells about an opened device; the `device_event` of the module's table.
+///
+/// # Safety
+/// `device` is the pointer that was given to `bcache_open`, and its descriptor is open.
+pub unsafe extern "C" fn device_event(device: *mut c_void, event: sys::bcache_event) {
+    // SAFETY: by contract; the reference ends before the module may drop the device.
+    let name = unsafe {
+        let device = &*device.cast::<Device>();
+        device
+            .removing
+            .set(device.removing.get() || event == sys::BCACHE_EVENT_REMOVE);
+        device.name.clone()
+    };
+    module::device_event(&name, event == sys::BCACHE_EVENT_REMOVE);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OpKind {
+    Read,
+    Write,
+    Flush,
+    Unmap,
+    WriteZeroes,
+}
+
+enum Answer {
+    Buf(OnceSender<(Buf, Result<(), IoError>)>),
+    Done(OnceSender<Result<(), IoError>>),
+}
+
+/// A request: given to SPDK as a raw box, taken back when it is done.
+struct Op {
+    device: Rc<Device>,
+    kind: OpKind,
+    block: u64,
+    blocks: u64,
+    buf: Option<Buf>,
+    answer: Answer,
+    wait: sys::bcache_wait,
+}
+
+impl Op {
+    fn finish(self, result: Result<(), IoError>) {
+        let Op { buf, answer, .. } = self;
+        match (answer, buf) {
+            (Answer::Buf(sender), Some(buf)) => sender.send((buf, result)),
+            (Answer::Done(sender), _) => sender.send(result),
+            (Answer::Buf(_), None) => unreachable!("a transfer has a buffer"),
+        }
+    }
+
+    /// Hands the request to SPDK, now or when the device has a place for it. It ends in [`done`], or
+    /// is finished in [`send`](Self::send) with an error.
+    fn submit(raw_op: *mut Op) {
+        // SAFETY: `raw_op` is a box that nobody else holds until `admitted` is called with it.
+        let enters = unsafe {
+            match &(*raw_op).device.raw().gate {
+                Some(gate) => gate.enter(admitted, raw_op.cast()),
+                None => true,
+            }
+        };
+        if enters {
+            Op::send(raw_op);
+        }
+    }
+
+    fn send(raw_op: *mut Op) {
+        // SAFETY: `raw_op` is a box that nobody else holds until SPDK calls back; SPDK never does
+        // within the submission. The device is open because the request holds it, and the buffer
+        // is neither moved nor touched until `done`.
+        let rc = unsafe {
+            let op = &mut *raw_op;
+            let raw = op.device.raw();
+            let (desc, ch, cb) = (raw.desc, raw.channel, Some(done as DoneFn));
+            let (at, blocks, arg) = (op.block, op.blocks, raw_op.cast::<c_void>());
+            let data = op.buf.as_mut().map_or(ptr::null_mut(), |b| b.as_mut_ptr());
+            match op.kind {
+                OpKind::Read => {
+                    sys::spdk_bdev_read_blocks(desc, ch, data.cast(), at, blocks, cb, arg)
+                }
+                OpKind::Write => {
+                    sys::spdk_bdev_write_blocks(desc, ch, data.cast(), at, blocks, cb, arg)
+                }
+                OpKind::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, blocks, cb, arg),
+                OpKind::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, blocks, cb, arg),
+                OpKind::WriteZeroes => {
+                    sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, blocks, cb, arg)
+                }
+            }
+        };
+        if rc == 0 {
+            return;
+        }
+        // SAFETY: not submitted, so the box is still this function's; the wait entry lies in it
+        // and stays until `retry`.
+        unsafe {
+            let (bdev, ch) = {
+                let raw = (*raw_op).device.raw();
+                raw.leave();
+                (raw.bdev, raw.channel)
+            };
+            let wait = &raw mut (*raw_op).wait;
+            let waits = rc == -sys::ENOMEM
+                && sys::bcache_wait_for_room(wait, bdev, ch, Some(retry), raw_op.cast()) == 0;
+            if !waits {
+                Box::from_raw(raw_op).finish(Err(IoError::Failed));
+            }
+        }
+    }
+}
+
+type DoneFn = unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void);
+
+unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *mut c_void) {
+    // SAFETY: `arg` is the box given away in `submit`, which comes back exactly once; the I/O is
+    // freed before the device can be closed.
+    let op = unsafe {
+        sys::bcache_free_io(bdev_io);
+        Box::from_raw(arg.cast::<Op>())
+    };
+    op.device.raw().leave();
+    op.finish(if success {
+        Ok(())
+    } else {
+        Err(IoError::Failed)
+    });
+}
+
+unsafe extern "C" fn retry(arg: *mut c_void) {
+    Op::submit(arg.cast());
+}
+
+unsafe extern "C" fn admitted(arg: *mut c_void) {
+    Op::send(arg.cast());
+}
+
+impl Disk for SpdkDisk {
+    fn name(&self) -> String {
+        self.0.name.clone()
+    }
+
+    fn size_sectors(&self) -> u64 {
+        let raw = self.0.raw();
+        // SAFETY: the descriptor is open, so the bdev is there.
+        (unsafe { sys::spdk_bdev_get_num_blocks(raw.bdev) }) << raw.block_shift
+    }
+
+    fn block_sectors(&self) -> u32 {
+        1 << self.0.raw().block_shift
+    }
+
+    fn alloc(&self, bytes: usize) -> Buf {
+        dma::alloc(bytes, self.0.raw().align_bytes)
+    }
+
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture {
+        self.transfer(OpKind::Read, at, buf)
+    }
+
+    fn write(&self, at: Sector, buf: Buf) -> BufFuture {
+        self.transfer(OpKind::Write, at, buf)
+    }
+
+    fn flush(&self) -> DoneFuture {
+        if !self.0.raw().can_flush {
+            return Box::pin(ready(Ok(())));
+        }
+        self.order(OpKind::Flush, Sector(0), self.size_sectors())
+    }
+
+    fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
+        if !self.0.raw().can_unmap {
+            return Box::pin(ready(Err(IoError::Unsupported)));
+        }
+        self.order(OpKind::Unmap, at, sectors)
+    }
+
+    fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
+        self.order(OpKind::WriteZeroes, at, sectors)
+    }
+}

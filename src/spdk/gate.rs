@@ -1,0 +1,111 @@
+//! Places at a kernel queue that several devices share.
+//!
+//! All AIO bdevs of a thread share one queue of the kernel's. An operation that finds it full is kept
+//! by the bdev layer until another one *of the same device* on this thread ends: for ever, in SPDK
+//! 20.07, when it was other devices that filled the queue. A cache device and its backing device,
+//! both on AIO, get there with a few dozen fragmented reads. So operations enter the queue through
+//! this gate, one for each SPDK thread, and the queue never is full.
+//!
+//! Who finds no place waits in line, first come, first served. The line's bound is that of the
+//! operations in flight; nothing is allocated once it has grown to what the load needs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::rc::{Rc, Weak};
+use std::sync::Mutex;
+
+use super::thread;
+
+/// What SPDK's AIO module asks the kernel for.
+const PLACES: usize = 128;
+
+/// Called with its argument once it has a place.
+pub type Admitted = unsafe extern "C" fn(*mut c_void);
+
+/// The gate of one SPDK thread.
+pub struct Gate {
+    free: Cell<usize>,
+    line: RefCell<VecDeque<(Admitted, *mut c_void)>>,
+    admitting: Cell<bool>,
+    thread: usize,
+}
+
+/// An entry of the list of all gates.
+struct Known {
+    thread: usize,
+    gate: Weak<Gate>,
+}
+
+// SAFETY: the pointer is only followed, copied and dropped on the SPDK thread that it stands for:
+// by `here`, which looks for its own thread's, and by the drop of that thread's gate. Such a thread
+// runs in one place at a time, whichever system thread carries it.
+unsafe impl Send for Known {}
+
+static GATES: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+impl Gate {
+    /// The gate of the SPDK thread that runs. Not on the path of an I/O.
+    pub fn here() -> Rc<Gate> {
+        let thread = thread::current() as usize;
+        let mut gates = GATES.lock().unwrap_or_else(|e| e.into_inner());
+        let known = gates.iter().find(|known| known.thread == thread);
+        if let Some(gate) = known.and_then(|known| known.gate.upgrade()) {
+            return gate;
+        }
+        let gate = Rc::new(Gate::new(thread));
+        gates.push(Known {
+            thread,
+            gate: Rc::downgrade(&gate),
+        });
+        gate
+    }
+
+    fn new(thread: usize) -> Gate {
+        Gate {
+            free: Cell::new(PLACES),
+            line: RefCell::default(),
+            admitting: Cell::new(false),
+            thread,
+        }
+    }
+
+    /// Takes a place, to be given back with [`leave`](Self::leave). False: there is none; `admitted`
+    /// is called with `arg` when this one's turn has come, and has a place then.
+    ///
+    /// # Safety
+    /// `arg` is what `admitted` wants, until it is called.
+    pub unsafe fn enter(&self, admitted: Admitted, arg: *mut c_void) -> bool {
+        if self.free.get() == 0 {
+            self.line.borrow_mut().push_back((admitted, arg));
+            return false;
+        }
+        self.free.set(self.free.get() - 1);
+        true
+    }
+
+    /// Gives a place back, and those that are free to who waits. An operation that is admitted here
+    /// may leave at once; that is why this is a loop and not a recursion.
+    pub fn leave(&self) {
+        self.free.set(self.free.get() + 1);
+        if self.admitting.replace(true) {
+            return;
+        }
+        while self.free.get() > 0 {
+            let next = self.line.borrow_mut().pop_front();
+            let Some((admitted, arg)) = next else { break };
+            self.free.set(self.free.get() - 1);
+            // SAFETY: as `enter` was promised; each entry is called once.
+            unsafe { admitted(arg) };
+        }
+        self.admitting.set(false);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        debug_assert!(self.line.borrow().is_empty(), "somebody still waits");
+        let mut gates = GATES.lock().unwrap_or_else(|e| e.into_inner());
+        gates.retain(|known| known.thread != self.thread);
+    }
+}

@@ -1,0 +1,408 @@
+//! What the set layer asks of SPDK: devices, and volumes as bdevs. On the owner thread.
+//!
+//! A volume's life here: *exposed* (its bdev is registered), then *going* (unregistered by
+//! [`Host::hide`], or by SPDK's shutdown), then *gone*: no host, no channel and no front is
+//! left, and its devices are let go. SPDK learns that the bdev is destroyed right after that; in a
+//! shutdown only when the sets are stopped, because SPDK then goes on to take the devices away that
+//! lie under them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::io::Read;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::channel::{self, Channel, Shape, Volume};
+use super::disk::{Access, RawDevice, SpdkDisk};
+use super::thread::ticks;
+use super::{module, sys};
+use crate::disk::{Disk, DoneFuture};
+use crate::request::volume::VolumeShared;
+use crate::set::host::{Host, OpenError};
+use crate::task::{Executor, Lock, Notify, OnceSender, once};
+
+/// How often it is looked whether the last fronts have ended. They end within one I/O's time.
+const LOOK_AGAIN_US: u64 = 100;
+
+/// Devices that a volume's data lie on.
+#[derive(Clone, Default)]
+struct Devices {
+    cache: Option<Rc<dyn Disk>>,
+    backing: Option<Rc<dyn Disk>>,
+}
+
+/// A registered bdev of ours.
+struct Exposed {
+    name: String,
+    volume: Arc<Volume>,
+    bdev: *mut sys::spdk_bdev,
+    /// Held for the fronts, which have the devices' raw pointers.
+    devices: RefCell<Devices>,
+    going: Cell<bool>,
+    gone: Cell<bool>,
+    /// Steps over all channels under way: SPDK does not unregister a volume under one.
+    steps: Cell<usize>,
+    changed: Notify,
+    /// One change of what the volume is made of at a time.
+    turn: Lock,
+}
+
+impl Exposed {
+    async fn wait_gone(&self) {
+        while !self.gone.get() {
+            self.changed.wait().await;
+        }
+    }
+}
+
+/// Keeps a volume registered while steps over its channels are under way.
+struct Steps(Rc<Exposed>);
+
+impl Steps {
+    fn of(exposed: &Rc<Exposed>) -> Steps {
+        exposed.steps.set(exposed.steps.get() + 1);
+        Steps(exposed.clone())
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.0.steps.set(self.0.steps.get() - 1);
+        self.0.changed.notify();
+    }
+}
+
+/// The set layer's way to SPDK.
+pub struct SpdkHost {
+    exec: Executor,
+    volumes: RefCell<HashMap<String, Rc<Exposed>>>,
+    disks: RefCell<Vec<Weak<SpdkDisk>>>,
+}
+
+impl SpdkHost {
+    /// Without any device or volume; tasks run on `exec`.
+    pub fn new(exec: Executor) -> SpdkHost {
+        SpdkHost {
+            exec,
+            volumes: RefCell::default(),
+            disks: RefCell::default(),
+        }
+    }
+
+    /// Whether any volume is exposed.
+    pub fn has_volumes(&self) -> bool {
+        !self.volumes.borrow().is_empty()
+    }
+
+    fn spdk_disk(&self, disk: &Rc<dyn Disk>) -> Rc<SpdkDisk> {
+        let disks = self.disks.borrow();
+        let address = Rc::as_ptr(disk).cast::<()>();
+        let found = disks.iter().find(|d| d.as_ptr().cast::<()>() == address);
+        let found = found.and_then(Weak::upgrade);
+        found.expect("all of the engine's devices were opened here")
+    }
+
+    fn raw(&self, disk: &Option<Rc<dyn Disk>>) -> Option<RawDevice> {
+        disk.as_ref().map(|disk| self.spdk_disk(disk).raw_device())
+    }
+
+    fn expose(&self, shared: Arc<VolumeShared>, devices: Devices) -> Result<(), i32> {
+        let name = CString::new(shared.name.as_str()).map_err(|_| sys::EINVAL)?;
+        if self.find(&shared.name).is_some() {
+            return Err(sys::EEXIST);
+        }
+        let used = [&devices.cache, &devices.backing];
+        let aligns = used.iter().filter_map(|disk| disk.as_ref());
+        let aligns = aligns.map(|disk| self.spdk_disk(disk).align_shift());
+        let volume = Arc::new(Volume::new(Shape {
+            shared: shared.clone(),
+            cache: self.raw(&devices.cache),
+            backing: self.raw(&devices.backing),
+            version: 0,
+            held: false,
+        }));
+        let info = sys::bcache_volume_info {
+            name: name.as_ptr(),
+            uuid: shared.uuid.0,
+            block_bytes: shared.block_sectors << crate::units::SECTOR_SHIFT,
+            alignment_shift: aligns.max().unwrap_or(0),
+            num_blocks: shared.size_sectors() / u64::from(shared.block_sectors),
+            volume: volume.io_device(),
+        };
+        // SAFETY: `info` and the name in it are read during the call.
+        let bdev = unsafe { sys::bcache_volume_new(&info) };
+        if bdev.is_null() {
+            return Err(sys::ENOMEM);
+        }
+        let exposed = Rc::new(Exposed {
+            name: shared.name.clone(),
+            volume,
+            bdev,
+            devices: RefCell::new(devices),
+            going: Cell::new(false),
+            gone: Cell::new(false),
+            steps: Cell::new(0),
+            changed: Notify::default(),
+            turn: Lock::default(),
+        });
+        self.register(exposed, &name)
+    }
+
+    fn register(&self, exposed: Rc<Exposed>, c_name: &CStr) -> Result<(), i32> {
+        let io_device = exposed.volume.io_device();
+        let ctx_bytes = size_of::<*const Channel>() as u32;
+        let (create, destroy) = (Some(channel::create as _), Some(channel::destroy as _));
+        let bdev = exposed.bdev;
+        let name = exposed.name.clone();
+        self.volumes.borrow_mut().insert(name.clone(), exposed);
+        // SAFETY: the volume is held in `volumes` until its channels are gone; the functions take
+        // the context that is announced here; SPDK copies the name. What fails to register was
+        // seen by nobody: SPDK is done with it when the calls return.
+        unsafe {
+            sys::spdk_io_device_register(io_device, create, destroy, ctx_bytes, c_name.as_ptr());
+            let rc = sys::spdk_bdev_register(bdev);
+            if rc == 0 {
+                return Ok(());
+            }
+            sys::spdk_io_device_unregister(io_device, None);
+            sys::bcache_volume_free(bdev);
+            self.volumes.borrow_mut().remove(&name);
+            Err(-rc)
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<Rc<Exposed>> {
+        self.volumes.borrow().get(name).cloned()
+    }
+
+    /// Holds new host I/O of a volume. Done when none is in flight, nor any fill.
+    async fn quiesce(&self, exposed: &Rc<Exposed>) {
+        exposed.volume.shape().held = true;
+        each_channel(exposed, channel::quiesce_each).await;
+        while exposed.volume.leaving() > 0 {
+            self.exec.sleep_us(LOOK_AGAIN_US).await;
+        }
+    }
+
+    /// Lets a quiesced volume's host I/O in again, to what the volume is now. Done when no thread
+    /// uses what it was before.
+    async fn resume(
+        &self,
+        exposed: &Rc<Exposed>,
+        shared: Arc<VolumeShared>,
+        cache: Option<Rc<dyn Disk>>,
+    ) {
+        {
+            let mut shape = exposed.volume.shape();
+            shape.shared = shared;
+            shape.cache = self.raw(&cache);
+            shape.version += 1;
+            shape.held = false;
+        }
+        // The old one is let go when no front has its pointers any more.
+        let old = std::mem::replace(&mut exposed.devices.borrow_mut().cache, cache);
+        each_channel(exposed, channel::resume_each).await;
+        drop(old);
+    }
+
+    /// Tells hosts that a volume has another size.
+    pub fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {
+        let exposed = self.find(name).ok_or(sys::ENODEV)?;
+        let block_sectors = u64::from(exposed.volume.shape().shared.block_sectors);
+        let blocks = size_sectors / block_sectors;
+        // SAFETY: the bdev is registered: it is freed after it has left `volumes`.
+        match unsafe { sys::bcache_volume_resize(exposed.bdev, blocks) } {
+            0 => Ok(()),
+            rc => Err(-rc),
+        }
+    }
+
+    fn find_device(&self, io_device: *mut c_void) -> Option<Rc<Exposed>> {
+        let volumes = self.volumes.borrow();
+        let mut all = volumes.values();
+        all.find(|e| e.volume.io_device() == io_device).cloned()
+    }
+
+    /// The name of the volume that SPDK knows by this handle.
+    pub fn name_of(&self, io_device: *mut c_void) -> Option<String> {
+        self.find_device(io_device).map(|e| e.name.clone())
+    }
+
+    /// SPDK destroys a volume's bdev: nobody has it open any more.
+    fn destruct(&self, io_device: *mut c_void) {
+        let found = self.find_device(io_device);
+        let exposed = found.expect("a bdev of ours is in the table until it is gone");
+        exposed.going.set(true);
+        self.exec.spawn(async move {
+            while exposed.steps.get() > 0 {
+                exposed.changed.wait().await;
+            }
+            // SAFETY: the volume was registered once and is unregistered once; it is held in
+            // `volumes` until `unregistered`.
+            unsafe { sys::spdk_io_device_unregister(io_device, Some(unregistered)) };
+        });
+    }
+
+    /// SPDK has no channel of the volume any more.
+    fn channels_gone(&'static self, io_device: *mut c_void) {
+        let found = self.find_device(io_device);
+        let exposed = found.expect("a bdev of ours is in the table until it is gone");
+        self.exec.spawn(async move {
+            while exposed.volume.fronts() > 0 {
+                self.exec.sleep_us(LOOK_AGAIN_US).await;
+            }
+            self.volumes.borrow_mut().remove(&exposed.name);
+            exposed.devices.take();
+            exposed.gone.set(true);
+            exposed.changed.notify();
+            module::before_destruct_done().await;
+            // SAFETY: SPDK waits for this since `destruct`, which happens once; it uses the bdev
+            // no more when it returns.
+            unsafe {
+                sys::spdk_bdev_destruct_done(exposed.bdev, 0);
+                sys::bcache_volume_free(exposed.bdev);
+            }
+        });
+    }
+}
+
+/// The [`Host`] that the set layer gets: the one that the module keeps.
+#[derive(Clone, Copy)]
+pub struct ModuleHost(pub &'static SpdkHost);
+
+impl Host for ModuleHost {
+    fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        let disk = Rc::new(SpdkDisk::open(name, Access::Exclusive)?);
+        let mut disks = self.0.disks.borrow_mut();
+        disks.retain(|disk| disk.strong_count() > 0);
+        disks.push(Rc::downgrade(&disk));
+        Ok(disk)
+    }
+
+    fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        Ok(Rc::new(SpdkDisk::open(name, Access::ReadOnly)?))
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        let Ok(name) = CString::new(name) else {
+            return false;
+        };
+        // SAFETY: the name ends in NUL and is read during the call; what is found is not used.
+        !unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) }.is_null()
+    }
+
+    fn expose(
+        &self,
+        volume: Arc<VolumeShared>,
+        backing: Option<Rc<dyn Disk>>,
+        cache: Option<Rc<dyn Disk>>,
+    ) -> Result<(), i32> {
+        self.0.expose(volume, Devices { cache, backing })
+    }
+
+    fn hide(&self, name: &str) -> DoneFuture {
+        let found = self.0.find(name);
+        // Unregistering begins at once, not at the first poll of the answer.
+        if let Some(exposed) = found.as_ref().filter(|e| !e.going.replace(true)) {
+            // SAFETY: the bdev is registered and nobody has begun to unregister it.
+            unsafe { sys::spdk_bdev_unregister(exposed.bdev, None, std::ptr::null_mut()) };
+        }
+        Box::pin(async move {
+            if let Some(exposed) = found {
+                exposed.wait_gone().await;
+            }
+            Ok(())
+        })
+    }
+
+    fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
+        let host = self.0;
+        Box::pin(async move {
+            let Some(exposed) = host.find(&volume.name) else {
+                return Ok(());
+            };
+            let _turn = exposed.turn.lock().await;
+            if exposed.going.get() {
+                exposed.wait_gone().await;
+                return Ok(());
+            }
+            let _steps = Steps::of(&exposed);
+            host.quiesce(&exposed).await;
+            host.resume(&exposed, volume, cache).await;
+            Ok(())
+        })
+    }
+
+    fn entropy(&self) -> u64 {
+        let mut bits = [0u8; 8];
+        let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bits));
+        // Without the kernel's generator (a bare chroot) the time has to do: what is made of it is
+        // unique on this machine, which suffices for a name.
+        read.map_or_else(
+            |_| ticks() ^ u64::from(self.now_s()) << 32,
+            |()| u64::from_ne_bytes(bits),
+        )
+    }
+
+    fn now_s(&self) -> u32 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs() as u32)
+    }
+}
+
+/// Calls `each` for every channel of a volume, one after the other; done when all have answered.
+fn each_channel(
+    exposed: &Rc<Exposed>,
+    each: unsafe extern "C" fn(*mut sys::spdk_io_channel_iter),
+) -> impl Future<Output = ()> + use<> {
+    let (sender, done) = once::<()>();
+    let ctx = Box::into_raw(Box::new(sender));
+    // SAFETY: the volume is registered; the context is taken back in `all_answered`, which is
+    // called once, on this thread.
+    unsafe {
+        sys::spdk_for_each_channel(
+            exposed.volume.io_device(),
+            Some(each),
+            ctx.cast(),
+            Some(all_answered),
+        );
+    }
+    done
+}
+
+unsafe extern "C" fn all_answered(iter: *mut sys::spdk_io_channel_iter, _status: i32) {
+    // SAFETY: the context is the box made in `each_channel`.
+    let sender = unsafe {
+        let ctx = sys::spdk_io_channel_iter_get_ctx(iter);
+        Box::from_raw(ctx.cast::<OnceSender<()>>())
+    };
+    sender.send(());
+}
+
+/// The `destruct` of the module's table. On any thread: that of whoever closed the bdev last.
+///
+/// # Safety
+/// `volume` is the io_device of an exposed volume whose bdev nobody has open.
+pub unsafe extern "C" fn destruct(volume: *mut c_void) {
+    // SAFETY: the volume stays until the bdev layer is told that it is destroyed.
+    unsafe { module::send_to_owner(destruct_on_owner, volume) };
+}
+
+unsafe extern "C" fn destruct_on_owner(volume: *mut c_void) {
+    module::host().destruct(volume);
+}
+
+unsafe extern "C" fn unregistered(volume: *mut c_void) {
+    module::host().channels_gone(volume);
+}
+
+/// This thread's channel of a volume; the `get_io_channel` of the module's table.
+///
+/// # Safety
+/// `volume` is the io_device of an exposed volume.
+pub unsafe extern "C" fn get_io_channel(volume: *mut c_void) -> *mut sys::spdk_io_channel {
+    // SAFETY: by contract.
+    unsafe { sys::spdk_get_io_channel(volume) }
+}

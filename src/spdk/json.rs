@@ -1,0 +1,56 @@
+//! JSON between SPDK and serde_json.
+//!
+//! Both directions go through text: SPDK writes a parsed value out again, and takes text for a
+//! value. So no layout of a token is known here, and configuration is not worth more.
+
+use std::ffi::c_void;
+
+use serde_json::Value;
+
+use super::sys;
+
+unsafe extern "C" fn collect(text: *mut c_void, data: *const c_void, bytes: usize) -> i32 {
+    // SAFETY: `text` is the Vec of `read`, which nobody else uses during the call; SPDK passes
+    // `bytes` readable bytes.
+    unsafe {
+        let text = &mut *text.cast::<Vec<u8>>();
+        text.extend_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), bytes));
+    }
+    0
+}
+
+/// The value that SPDK parsed; null for a null pointer, as when a request has no parameters.
+///
+/// # Safety
+/// `value` is null or points to a value with all that belongs to it, as SPDK hands it out.
+pub unsafe fn read(value: *const sys::spdk_json_val) -> Result<Value, String> {
+    if value.is_null() {
+        return Ok(Value::Null);
+    }
+    let mut text: Vec<u8> = Vec::new();
+    // SAFETY: `text` outlives the writing, which ends with spdk_json_write_end; `value` is valid
+    // by this function's contract.
+    let failed = unsafe {
+        let w = sys::spdk_json_write_begin(Some(collect), (&raw mut text).cast(), 0);
+        if w.is_null() {
+            return Err("no memory".into());
+        }
+        let written = sys::spdk_json_write_val(w, value);
+        sys::spdk_json_write_end(w) != 0 || written != 0
+    };
+    if failed {
+        return Err("the parameters cannot be read".into());
+    }
+    serde_json::from_slice(&text).map_err(|e| e.to_string())
+}
+
+/// Writes a value where SPDK expects one.
+///
+/// # Safety
+/// `w` is a write context that is open and expects a value.
+pub unsafe fn write(w: *mut sys::spdk_json_write_ctx, value: &Value) {
+    let text = value.to_string();
+    // SAFETY: `text` is read during the call only; `w` by this function's contract. A failure is
+    // remembered in `w` and reported by SPDK when the writing ends.
+    unsafe { sys::spdk_json_write_val_raw(w, text.as_ptr().cast(), text.len()) };
+}

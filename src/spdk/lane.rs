@@ -1,0 +1,648 @@
+//! The hot path's way to the devices: SPDK's side of [`Lane`].
+//!
+//! ```text
+//!  bdev layer → submit(channel, io) → Front ─┬─ transfer → Part → spdk_bdev_readv/writev ─┐
+//!                                            ├─ fill_read/fill_write → Part ──────────────┤
+//!  bdev layer ← spdk_bdev_io_complete ←── settle ←── Front::part_done/fill_done ←─ part_ended
+//! ```
+//!
+//! - Everything of a lane belongs to the thread of its channel. No lock is taken and nothing is
+//!   allocated once the pools have grown to what the load needs: a `Part` per operation in
+//!   flight is reused, and a request lives in the context of its spdk_bdev_io.
+//! - The front is never entered from within a call that it makes: what ends at once is put on a
+//!   list (`ended`), and so are completed host I/Os (`completed`), because completing one lets the
+//!   host submit the next from within. [`LaneState::settle`] works the lists off afterwards, each
+//!   time only as much as was on them when it began, so that it ends.
+//! - An operation that finds no spdk_bdev_io waits in SPDK's queue, and one that finds no place in
+//!   the device's own queue at its [`Gate`]; neither is an error.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::ops::Deref;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use super::bounce::{Bounce, BouncePool};
+use super::channel::Channel;
+use super::disk::RawDevice;
+use super::gate::Gate;
+use super::sys;
+use crate::request::Request;
+use crate::request::front::FILLS_MAX;
+use crate::request::lane::{Direction, Lane, Outcome, Side};
+use crate::units::{SECTOR_SHIFT, Sector};
+
+/// Pieces of host memory that a part of an I/O names without a list of its own on the heap.
+const IOVS_INLINE: usize = 4;
+/// Parts that a channel starts with.
+const PARTS_AT_FIRST: usize = 64;
+
+/// The context that SPDK keeps beside each I/O of a volume.
+#[repr(C)]
+pub struct IoCtx {
+    head: sys::bcache_io,
+    request: Request,
+    /// The next on the list that the I/O is on: held, or completed.
+    next: Cell<*mut IoCtx>,
+    success: Cell<bool>,
+}
+
+const _: () = assert!(align_of::<IoCtx>() <= align_of::<sys::bcache_io>());
+
+/// A host I/O in flight: a pointer to its context, valid until [`Lane::complete`].
+#[derive(Clone, Copy)]
+pub struct Io(NonNull<IoCtx>);
+
+impl Io {
+    /// Takes an I/O over from the bdev layer; its request is new.
+    ///
+    /// # Safety
+    /// `io` is the head of a context of `size_of::<IoCtx>()` bytes, filled by glue.c, and the I/O
+    /// was not completed.
+    pub unsafe fn take(io: *mut sys::bcache_io) -> Io {
+        let ctx = io.cast::<IoCtx>();
+        // SAFETY: the context is big enough and aligned (asserted here and in glue.c), and
+        // nobody else uses it before the I/O is completed.
+        unsafe {
+            (&raw mut (*ctx).request).write(Request::new());
+            (&raw mut (*ctx).next).write(Cell::new(ptr::null_mut()));
+            (&raw mut (*ctx).success).write(Cell::new(false));
+            Io(NonNull::new_unchecked(ctx))
+        }
+    }
+
+    /// A pointer for a callback, to come back through [`from_raw`](Self::from_raw).
+    pub fn into_raw(self) -> *mut IoCtx {
+        self.0.as_ptr()
+    }
+
+    /// The I/O that [`into_raw`](Self::into_raw) gave the pointer of.
+    ///
+    /// # Safety
+    /// The I/O was not completed since.
+    pub unsafe fn from_raw(ctx: *mut IoCtx) -> Io {
+        // SAFETY: the pointer came from an Io, so it is not null.
+        Io(unsafe { NonNull::new_unchecked(ctx) })
+    }
+
+    fn ctx(&self) -> &IoCtx {
+        // SAFETY: an Io stands for an I/O that was not completed, so its context is there and
+        // initialised; all that changes in it is in cells.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// What the bdev layer wants.
+    pub fn head(&self) -> &sys::bcache_io {
+        &self.ctx().head
+    }
+
+    fn host(&self) -> HostMemory<'_> {
+        let head = self.head();
+        if head.iovcnt == 0 {
+            return HostMemory(&[]);
+        }
+        // SAFETY: the bdev layer keeps `iovcnt` elements at `iovs` until the I/O is completed.
+        HostMemory(unsafe { std::slice::from_raw_parts(head.iovs, head.iovcnt as usize) })
+    }
+}
+
+impl Deref for Io {
+    type Target = Request;
+    fn deref(&self) -> &Request {
+        &self.ctx().request
+    }
+}
+
+/// A list of I/Os through their contexts, first in first out.
+#[derive(Default)]
+pub struct IoList {
+    first: Cell<*mut IoCtx>,
+    last: Cell<*mut IoCtx>,
+}
+
+impl IoList {
+    /// Appends an I/O that is on no list.
+    pub fn push(&self, io: Io) {
+        let ctx = io.0.as_ptr();
+        io.ctx().next.set(ptr::null_mut());
+        match NonNull::new(self.last.replace(ctx)) {
+            Some(last) => Io(last).ctx().next.set(ctx),
+            None => self.first.set(ctx),
+        }
+    }
+
+    /// Takes the first.
+    pub fn pop(&self) -> Option<Io> {
+        let io = Io(NonNull::new(self.first.get())?);
+        let next = io.ctx().next.get();
+        self.first.set(next);
+        if next.is_null() {
+            self.last.set(ptr::null_mut());
+        }
+        Some(io)
+    }
+
+    /// Whether nothing is on it.
+    pub fn is_empty(&self) -> bool {
+        self.first.get().is_null()
+    }
+
+    /// Takes all, in the same order.
+    pub fn take(&self) -> IoList {
+        let taken = IoList::default();
+        taken.first.set(self.first.replace(ptr::null_mut()));
+        taken.last.set(self.last.replace(ptr::null_mut()));
+        taken
+    }
+}
+
+/// The host's memory of one I/O.
+struct HostMemory<'a>(&'a [sys::iovec]);
+
+impl HostMemory<'_> {
+    /// Calls `each` with every piece of the `bytes` from `offset`, in order.
+    fn pieces(&self, offset: usize, bytes: usize, mut each: impl FnMut(*mut u8, usize)) {
+        let (mut skip, mut left) = (offset, bytes);
+        for iov in self.0 {
+            if left == 0 {
+                break;
+            }
+            if skip >= iov.iov_len {
+                skip -= iov.iov_len;
+                continue;
+            }
+            let piece = left.min(iov.iov_len - skip);
+            each(iov.iov_base.cast::<u8>().wrapping_add(skip), piece);
+            left -= piece;
+            skip = 0;
+        }
+        assert_eq!(left, 0, "a part goes beyond its I/O");
+    }
+}
+
+/// One device on one thread.
+pub struct DeviceChannel {
+    device: RawDevice,
+    channel: *mut sys::spdk_io_channel,
+    /// Where its queue is shared with other devices.
+    gate: Option<Rc<Gate>>,
+}
+
+impl DeviceChannel {
+    /// This thread's channel to the device; `None` when there is no memory.
+    pub fn open(device: RawDevice) -> Option<DeviceChannel> {
+        // SAFETY: whoever handed the RawDevice to this thread keeps the descriptor open until
+        // all channels of its volume are gone.
+        let channel = unsafe { sys::spdk_bdev_get_io_channel(device.desc) };
+        (!channel.is_null()).then(|| DeviceChannel {
+            device,
+            channel,
+            gate: device.shares_queue.then(Gate::here),
+        })
+    }
+}
+
+impl DeviceChannel {
+    /// An operation is over, or did not begin.
+    fn leave(&self) {
+        if let Some(gate) = &self.gate {
+            gate.leave();
+        }
+    }
+}
+
+impl Drop for DeviceChannel {
+    fn drop(&mut self) {
+        // SAFETY: got on this thread (the value is not Send), given back once, nothing in flight.
+        unsafe { sys::spdk_put_io_channel(self.channel) };
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Read,
+    Write,
+    Zeroes,
+    Unmap,
+    Flush,
+}
+
+/// Whom an operation belongs to.
+#[derive(Clone, Copy)]
+enum Target {
+    Io(Io, u8),
+    Fill(u16),
+}
+
+/// One operation in flight.
+struct Part {
+    channel: *const Channel,
+    target: Target,
+    side: Side,
+    action: Action,
+    /// The range, in blocks of the device.
+    block: u64,
+    blocks: u64,
+    /// The memory: the host's own list, or one of the two below.
+    iovs: *mut sys::iovec,
+    iovcnt: i32,
+    inline: [sys::iovec; IOVS_INLINE],
+    list: Vec<sys::iovec>,
+    wait: sys::bcache_wait,
+}
+
+const NO_IOV: sys::iovec = sys::iovec {
+    iov_base: ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// What a lane is made of; shared by the front's [`SpdkLane`] and the channel.
+pub struct LaneState {
+    channel: Cell<*const Channel>,
+    cache: Option<DeviceChannel>,
+    backing: Option<DeviceChannel>,
+    /// Boxed, because SPDK gets their addresses: a part stays where it is.
+    #[allow(clippy::vec_box)]
+    idle_parts: RefCell<Vec<Box<Part>>>,
+    parts_in_flight: Cell<usize>,
+    /// Operations that ended in the call that started them, with their result.
+    ended: RefCell<VecDeque<(Box<Part>, bool)>>,
+    /// Host I/Os that wait to be handed back to the bdev layer.
+    completed: IoList,
+    settling: Cell<bool>,
+    fills: RefCell<Vec<Option<Bounce>>>,
+    bounces: BouncePool,
+}
+
+impl LaneState {
+    /// A lane to these devices; operations on one that is missing fail.
+    pub fn new(cache: Option<DeviceChannel>, backing: Option<DeviceChannel>) -> Rc<LaneState> {
+        Rc::new(LaneState {
+            channel: Cell::new(ptr::null()),
+            cache,
+            backing,
+            idle_parts: RefCell::new((0..PARTS_AT_FIRST).map(|_| Part::new()).collect()),
+            parts_in_flight: Cell::new(0),
+            ended: RefCell::new(VecDeque::with_capacity(PARTS_AT_FIRST)),
+            completed: IoList::default(),
+            settling: Cell::new(false),
+            fills: RefCell::new(vec![None; FILLS_MAX.into()]),
+            bounces: BouncePool::default(),
+        })
+    }
+
+    /// Tells the lane whose it is, before the first operation. The channel outlives all of them.
+    pub fn bind(&self, channel: *const Channel) {
+        self.channel.set(channel);
+    }
+
+    /// Whether no operation is in flight and nothing waits to be settled.
+    pub fn is_idle(&self) -> bool {
+        self.parts_in_flight.get() == 0 && self.completed.is_empty()
+    }
+
+    /// Hands over what has ended since: see the head of this file. Returns whether there was any.
+    pub fn settle(&self, channel: &Channel) -> bool {
+        if self.settling.replace(true) {
+            return false;
+        }
+        let ended = self.ended.borrow().len();
+        for _ in 0..ended {
+            let next = self.ended.borrow_mut().pop_front();
+            if let Some((part, ok)) = next {
+                self.hand_over(channel, part, ok);
+            }
+        }
+        let completed = self.completed.take();
+        let busy = ended > 0 || !completed.is_empty();
+        while let Some(io) = completed.pop() {
+            let success = io.ctx().success.get();
+            // SAFETY: each I/O gets onto the list once, and nobody uses its context afterwards.
+            unsafe { sys::bcache_io_complete(io.head().bdev_io, success) };
+        }
+        self.settling.set(false);
+        busy
+    }
+
+    fn hand_over(&self, channel: &Channel, part: Box<Part>, ok: bool) {
+        let target = part.target;
+        self.parts_in_flight.set(self.parts_in_flight.get() - 1);
+        self.idle_parts.borrow_mut().push(part);
+        channel.with_front(|front| match target {
+            Target::Io(io, part) => front.part_done(io, part, ok),
+            Target::Fill(fill) => front.fill_done(fill, ok),
+        });
+    }
+
+    fn device(&self, side: Side) -> Option<&DeviceChannel> {
+        match side {
+            Side::Cache => self.cache.as_ref(),
+            Side::Backing => self.backing.as_ref(),
+        }
+    }
+
+    fn part(&self, target: Target, side: Side, action: Action) -> Box<Part> {
+        let idle = self.idle_parts.borrow_mut().pop();
+        let mut part = idle.unwrap_or_else(Part::new);
+        self.parts_in_flight.set(self.parts_in_flight.get() + 1);
+        part.channel = self.channel.get();
+        part.target = target;
+        part.side = side;
+        part.action = action;
+        (part.iovs, part.iovcnt) = (ptr::null_mut(), 0);
+        part
+    }
+
+    /// Ends a part that was not given to SPDK, later.
+    fn end(&self, part: Box<Part>, ok: bool) {
+        self.ended.borrow_mut().push_back((part, ok));
+    }
+
+    /// Starts a part on a range of sectors.
+    fn start(&self, mut part: Box<Part>, at: Sector, sectors: u64) {
+        let Some(device) = self.device(part.side) else {
+            return self.end(part, false);
+        };
+        let shift = device.device.block_shift;
+        debug_assert_eq!((at.0 | sectors) & ((1 << shift) - 1), 0, "not whole blocks");
+        part.block = at.0 >> shift;
+        part.blocks = sectors >> shift;
+        self.submit(Box::into_raw(part), device);
+    }
+
+    /// Gives a part to SPDK, now or when the device has a place for it.
+    fn submit(&self, raw: *mut Part, device: &DeviceChannel) {
+        let enters = match &device.gate {
+            // SAFETY: the box is nobody else's until `part_admitted` is called with it.
+            Some(gate) => unsafe { gate.enter(part_admitted, raw.cast()) },
+            None => true,
+        };
+        if enters {
+            self.send(raw, device);
+        }
+    }
+
+    fn send(&self, raw: *mut Part, device: &DeviceChannel) {
+        // SAFETY: `raw` is a box that nobody else holds until SPDK calls back, which it never
+        // does within the submission; its memory list and the memory stay until then. The
+        // descriptor is open and the channel is this thread's.
+        let rc = unsafe {
+            let part = &mut *raw;
+            let (desc, ch) = (device.device.desc, device.channel);
+            let (at, n, cb) = (part.block, part.blocks, Some(part_ended as PartEndedFn));
+            let (iovs, count, arg) = (part.iovs, part.iovcnt, raw.cast::<c_void>());
+            match part.action {
+                Action::Read => sys::spdk_bdev_readv_blocks(desc, ch, iovs, count, at, n, cb, arg),
+                Action::Write => {
+                    sys::spdk_bdev_writev_blocks(desc, ch, iovs, count, at, n, cb, arg)
+                }
+                Action::Zeroes => sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, n, cb, arg),
+                Action::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, n, cb, arg),
+                Action::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, n, cb, arg),
+            }
+        };
+        if rc == 0 {
+            return;
+        }
+        device.leave();
+        // SAFETY: not submitted, so the box is still ours; the wait entry in it stays where it is
+        // until `part_retry`.
+        unsafe {
+            let wait = &raw mut (*raw).wait;
+            let (bdev, ch) = (device.device.bdev, device.channel);
+            let waits = rc == -sys::ENOMEM
+                && sys::bcache_wait_for_room(wait, bdev, ch, Some(part_retry), raw.cast()) == 0;
+            if !waits {
+                self.end(Box::from_raw(raw), false);
+            }
+        }
+    }
+
+    fn fill_transfer(&self, fill: u16, side: Side, action: Action, at: Sector, sectors: u32) {
+        let mut part = self.part(Target::Fill(fill), side, action);
+        part.inline[0] = sys::iovec {
+            iov_base: self.bounce(fill).start().cast(),
+            iov_len: (sectors as usize) << SECTOR_SHIFT,
+        };
+        (part.iovs, part.iovcnt) = (part.inline.as_mut_ptr(), 1);
+        self.start(part, at, u64::from(sectors));
+    }
+
+    fn bounce(&self, fill: u16) -> Bounce {
+        self.fills.borrow()[usize::from(fill)].expect("a fill that was begun has its buffer")
+    }
+}
+
+impl Part {
+    fn new() -> Box<Part> {
+        Box::new(Part {
+            channel: ptr::null(),
+            target: Target::Fill(0),
+            side: Side::Backing,
+            action: Action::Read,
+            block: 0,
+            blocks: 0,
+            iovs: ptr::null_mut(),
+            iovcnt: 0,
+            inline: [NO_IOV; IOVS_INLINE],
+            list: Vec::new(),
+            wait: sys::bcache_wait { room: [0; 6] },
+        })
+    }
+
+    /// Names the host's memory that belongs to this part.
+    fn map(&mut self, io: &Io, host_sectors: u32, sectors: u32) {
+        let head = io.head();
+        let (offset, bytes) = (
+            (host_sectors as usize) << SECTOR_SHIFT,
+            (sectors as usize) << SECTOR_SHIFT,
+        );
+        if host_sectors == 0 && u64::from(sectors) == io.sectors.get() {
+            (self.iovs, self.iovcnt) = (head.iovs, head.iovcnt as i32);
+            return;
+        }
+        let (inline, list) = (&mut self.inline, &mut self.list);
+        let mut count = 0;
+        list.clear();
+        io.host().pieces(offset, bytes, |start, bytes| {
+            let iov = sys::iovec {
+                iov_base: start.cast(),
+                iov_len: bytes,
+            };
+            if count == IOVS_INLINE {
+                list.extend_from_slice(&inline[..]);
+            }
+            match inline.get_mut(count) {
+                Some(slot) => *slot = iov,
+                None => list.push(iov),
+            }
+            count += 1;
+        });
+        self.iovs = if count <= IOVS_INLINE {
+            inline.as_mut_ptr()
+        } else {
+            list.as_mut_ptr()
+        };
+        self.iovcnt = count as i32;
+    }
+}
+
+type PartEndedFn = unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void);
+
+unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: *mut c_void) {
+    // SAFETY: `arg` is the box given away in `submit` and comes back once; the channel outlives
+    // its parts.
+    let (part, channel) = unsafe {
+        sys::bcache_free_io(bdev_io);
+        let part = Box::from_raw(arg.cast::<Part>());
+        let channel = &*part.channel;
+        (part, channel)
+    };
+    channel.with_lane(|lane| {
+        if let Some(device) = lane.device(part.side) {
+            device.leave();
+        }
+        lane.hand_over(channel, part, ok);
+        lane.settle(channel);
+    });
+}
+
+unsafe extern "C" fn part_retry(arg: *mut c_void) {
+    // SAFETY: the part waited in SPDK's queue and is ours again.
+    unsafe { go_on(arg.cast(), LaneState::submit) };
+}
+
+unsafe extern "C" fn part_admitted(arg: *mut c_void) {
+    // SAFETY: the part waited at the gate and is ours again.
+    unsafe { go_on(arg.cast(), LaneState::send) };
+}
+
+/// Goes on with a part that waited.
+///
+/// # Safety
+/// `raw` is the box of a part of this thread, and nobody else's.
+unsafe fn go_on(raw: *mut Part, how: fn(&LaneState, *mut Part, &DeviceChannel)) {
+    // SAFETY: by contract; the channel outlives its parts.
+    let (channel, side) = unsafe { (&*(*raw).channel, (*raw).side) };
+    channel.with_lane(|lane| {
+        if let Some(device) = lane.device(side) {
+            how(lane, raw, device);
+        }
+    });
+}
+
+/// The front's handle to its lane.
+pub struct SpdkLane(pub Rc<LaneState>);
+
+impl Lane for SpdkLane {
+    type Io = Io;
+
+    fn token(&self, io: &Io) -> u64 {
+        io.0.as_ptr() as u64
+    }
+
+    fn io(&self, token: u64) -> Io {
+        Io(NonNull::new(token as *mut IoCtx).expect("tokens are pointers"))
+    }
+
+    fn transfer(
+        &self,
+        io: &Io,
+        part: u8,
+        side: Side,
+        direction: Direction,
+        at: Sector,
+        host_sectors: u32,
+        sectors: u32,
+    ) {
+        let action = match direction {
+            Direction::Read => Action::Read,
+            Direction::Write => Action::Write,
+        };
+        let mut part = self.0.part(Target::Io(*io, part), side, action);
+        part.map(io, host_sectors, sectors);
+        self.0.start(part, at, u64::from(sectors));
+    }
+
+    fn zero_host(&self, io: &Io, host_sectors: u32, sectors: u32) {
+        let offset = (host_sectors as usize) << SECTOR_SHIFT;
+        let bytes = (sectors as usize) << SECTOR_SHIFT;
+        io.host().pieces(offset, bytes, |start, bytes| {
+            // SAFETY: the piece lies in the host's memory, which is the I/O's until it ends.
+            unsafe { ptr::write_bytes(start, 0, bytes) };
+        });
+    }
+
+    fn backing_zeroes(&self, io: &Io, part: u8, at: Sector, sectors: u64) {
+        let target = Target::Io(*io, part);
+        let part = self.0.part(target, Side::Backing, Action::Zeroes);
+        self.0.start(part, at, sectors);
+    }
+
+    fn backing_unmap(&self, io: &Io, part: u8, at: Sector, sectors: u64) {
+        let target = Target::Io(*io, part);
+        let part = self.0.part(target, Side::Backing, Action::Unmap);
+        match &self.0.backing {
+            Some(device) if !device.device.can_unmap => self.0.end(part, true),
+            _ => self.0.start(part, at, sectors),
+        }
+    }
+
+    fn backing_flush(&self, io: &Io, part: u8) {
+        let target = Target::Io(*io, part);
+        let part = self.0.part(target, Side::Backing, Action::Flush);
+        match &self.0.backing {
+            Some(device) if !device.device.can_flush => self.0.end(part, true),
+            Some(device) => {
+                // SAFETY: the descriptor is open, so the bdev is there.
+                let blocks = unsafe { sys::spdk_bdev_get_num_blocks(device.device.bdev) };
+                let sectors = blocks << device.device.block_shift;
+                self.0.start(part, Sector(0), sectors);
+            }
+            None => self.0.end(part, false),
+        }
+    }
+
+    fn complete(&self, io: Io, outcome: Outcome) {
+        io.ctx().success.set(outcome == Outcome::Success);
+        self.0.completed.push(io);
+    }
+
+    fn fill_begin(&self, fill: u16, sectors: u32) -> bool {
+        let bounce = self.0.bounces.take(sectors);
+        let begun = bounce.is_some();
+        if begun {
+            self.0.fills.borrow_mut()[usize::from(fill)] = bounce;
+        }
+        begun
+    }
+
+    fn fill_read(&self, fill: u16, at: Sector, sectors: u32) {
+        self.0
+            .fill_transfer(fill, Side::Backing, Action::Read, at, sectors);
+    }
+
+    fn fill_copy(&self, fill: u16, io: &Io, host_sectors: u32, sectors: u32) {
+        let offset = (host_sectors as usize) << SECTOR_SHIFT;
+        let bytes = (sectors as usize) << SECTOR_SHIFT;
+        let mut from = self.0.bounce(fill).start().cast_const();
+        io.host().pieces(offset, bytes, |start, bytes| {
+            // SAFETY: the fill's buffer has at least the sectors that were asked for, and the
+            // piece lies in the host's memory, which is the I/O's until it ends.
+            unsafe { ptr::copy_nonoverlapping(from, start, bytes) };
+            from = from.wrapping_add(bytes);
+        });
+    }
+
+    fn fill_write(&self, fill: u16, at: Sector, sectors: u32) {
+        self.0
+            .fill_transfer(fill, Side::Cache, Action::Write, at, sectors);
+    }
+
+    fn fill_end(&self, fill: u16) {
+        if let Some(bounce) = self.0.fills.borrow_mut()[usize::from(fill)].take() {
+            self.0.bounces.give(bounce);
+        }
+    }
+}
