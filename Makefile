@@ -55,7 +55,9 @@ lint: packages-test
 unit: packages-test
 	@$(RUN) cargo test --locked
 
-system: packages-test hugepages
+# tests run up to three targets at a time
+system: packages-test
+	@spdk/hugepages.sh 1536
 	@$(MAKE) build bdevperf
 	@$(RUN) $(PYTHON) -m pytest -v -ra --durations=10 tests/system $(PYTEST)
 
