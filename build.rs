@@ -209,6 +209,9 @@ mod spdk {
         };
         args.push("-Wl,--no-whole-archive".into());
         args.extend(system);
+        // What rustc names of these comes before the archives (up to 1.85 at least), too early for
+        // what only the archives want of their static parts: atexit, the processor's model.
+        args.extend(["-lc".into(), "-lgcc".into()]);
         args
     }
 

@@ -52,7 +52,6 @@ struct bcache_volume_info {
 	const char *name;
 	uint8_t uuid[16];
 	uint32_t block_bytes;
-	uint8_t alignment_shift;
 	uint64_t num_blocks;
 	/* Given back to every function of struct bcache_ops as `volume`. */
 	void *volume;

@@ -146,8 +146,9 @@ got_buffer(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool succes
 
 /*
  * Up to 20.10 the AIO module counts an I/O out after it has completed it, through a pointer in the
- * I/O's context. bcache_free_io keeps our own from being used anew before that; those that the bdev
- * layer frees itself may by then be a volume's. They find a counter of no meaning.
+ * I/O's context. bcache_free_io keeps our own from being used anew before that; the pieces that the
+ * bdev layer cuts at 64 KiB it frees itself, and they may by then be a volume's. They find a counter
+ * of no meaning.
  */
 _Static_assert(offsetof(struct bcache_io, counted_out) ==
 	       sizeof(struct iocb) + sizeof(uint64_t), "where struct bdev_aio_task has its channel");
@@ -258,7 +259,11 @@ bcache_volume_new(const struct bcache_volume_info *info)
 	bdev->write_cache = 1;
 	bdev->blocklen = info->block_bytes;
 	bdev->blockcnt = info->num_blocks;
-	bdev->required_alignment = info->alignment_shift;
+	/*
+	 * No alignment is asked of hosts: their memory goes to the base bdevs as it is, and these have it
+	 * copied where they need to. To ask for it would have the bdev layer cut every request at 64 KiB.
+	 */
+	bdev->required_alignment = 0;
 	memcpy(&bdev->uuid, info->uuid, sizeof(bdev->uuid));
 	bdev->ctxt = info->volume;
 	bdev->fn_table = &g_volume_fns;

@@ -16,7 +16,7 @@ use std::future::ready;
 use std::ptr;
 use std::rc::Rc;
 
-use super::gate::Gate;
+use super::gate::{self, Gate};
 use super::{dma, module, sys};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::OpenError;
@@ -137,11 +137,6 @@ impl SpdkDisk {
         }
     }
 
-    /// log2 of the alignment in bytes that the device wants of buffers.
-    pub fn align_shift(&self) -> u8 {
-        self.0.raw().align_bytes.ilog2() as u8
-    }
-
     fn start(&self, kind: OpKind, at: Sector, sectors: u64, buf: Option<Buf>, answer: Answer) {
         let raw = self.0.raw();
         let mask = (1u64 << raw.block_shift) - 1;
@@ -208,9 +203,9 @@ impl Raw {
 
 impl Raw {
     /// A request is over, or did not begin.
-    fn leave(&self) {
+    fn leave(&self, places: usize) {
         if let Some(gate) = &self.gate {
-            gate.leave();
+            gate.leave(places);
         }
     }
 }
@@ -280,6 +275,17 @@ struct Op {
 }
 
 impl Op {
+    /// How many places at a shared queue it needs.
+    fn places(&self) -> usize {
+        let shift = self.device.raw().block_shift + SECTOR_SHIFT;
+        match self.kind {
+            OpKind::Read | OpKind::Write | OpKind::WriteZeroes => {
+                gate::places(self.block << shift, self.blocks << shift)
+            }
+            OpKind::Unmap | OpKind::Flush => 1,
+        }
+    }
+
     fn finish(self, result: Result<(), IoError>) {
         let Op { buf, answer, .. } = self;
         match (answer, buf) {
@@ -295,7 +301,7 @@ impl Op {
         // SAFETY: `raw_op` is a box that nobody else holds until `admitted` is called with it.
         let enters = unsafe {
             match &(*raw_op).device.raw().gate {
-                Some(gate) => gate.enter(admitted, raw_op.cast()),
+                Some(gate) => gate.enter((*raw_op).places(), admitted, raw_op.cast()),
                 None => true,
             }
         };
@@ -336,7 +342,7 @@ impl Op {
         unsafe {
             let (bdev, ch) = {
                 let raw = (*raw_op).device.raw();
-                raw.leave();
+                raw.leave((*raw_op).places());
                 (raw.bdev, raw.channel)
             };
             let wait = &raw mut (*raw_op).wait;
@@ -358,7 +364,7 @@ unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *
         sys::bcache_free_io(bdev_io);
         Box::from_raw(arg.cast::<Op>())
     };
-    op.device.raw().leave();
+    op.device.raw().leave(op.places());
     op.finish(if success {
         Ok(())
     } else {

@@ -6,7 +6,11 @@
 //! both on AIO, get there with a few dozen fragmented reads. So operations enter the queue through
 //! this gate, one for each SPDK thread, and the queue never is full.
 //!
-//! Who finds no place waits in line, first come, first served. The line's bound is that of the
+//! The bdev layer cuts a transfer on a device that wants aligned memory, as every AIO bdev does, at
+//! multiples of 64 KiB, and gives the device up to 32 pieces at once. Each of them has its own place
+//! ([`places`]).
+//!
+//! Who finds too few places waits in line, first come, first served. The line's bound is that of the
 //! operations in flight; nothing is allocated once it has grown to what the load needs.
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +23,16 @@ use super::thread;
 
 /// What SPDK's AIO module asks the kernel for.
 const PLACES: usize = 128;
+/// Where the bdev layer of SPDK 20.07 cuts transfers. Newer ones cut at larger multiples.
+const CUT_BYTES: u64 = 64 << 10;
+/// Pieces of one transfer that the bdev layer has under way at a time.
+const PIECES_MAX: u64 = 32;
+
+/// How many places a transfer of `bytes` bytes at byte `at` of its device needs: 1 to 32.
+pub fn places(at: u64, bytes: u64) -> usize {
+    let last = at + bytes.max(1) - 1;
+    (last / CUT_BYTES - at / CUT_BYTES + 1).min(PIECES_MAX) as usize
+}
 
 /// Called with its argument once it has a place.
 pub type Admitted = unsafe extern "C" fn(*mut c_void);
@@ -26,9 +40,16 @@ pub type Admitted = unsafe extern "C" fn(*mut c_void);
 /// The gate of one SPDK thread.
 pub struct Gate {
     free: Cell<usize>,
-    line: RefCell<VecDeque<(Admitted, *mut c_void)>>,
+    line: RefCell<VecDeque<Waiting>>,
     admitting: Cell<bool>,
     thread: usize,
+}
+
+/// An operation in line.
+struct Waiting {
+    places: usize,
+    admitted: Admitted,
+    arg: *mut c_void,
 }
 
 /// An entry of the list of all gates.
@@ -70,35 +91,51 @@ impl Gate {
         }
     }
 
-    /// Takes a place, to be given back with [`leave`](Self::leave). False: there is none; `admitted`
-    /// is called with `arg` when this one's turn has come, and has a place then.
+    /// Takes that many places, at most 32, to be given back with [`leave`](Self::leave). False: there
+    /// are too few; `admitted` is called with `arg` when this one's turn has come, and has them then.
     ///
     /// # Safety
     /// `arg` is what `admitted` wants, until it is called.
-    pub unsafe fn enter(&self, admitted: Admitted, arg: *mut c_void) -> bool {
-        if self.free.get() == 0 {
-            self.line.borrow_mut().push_back((admitted, arg));
+    pub unsafe fn enter(&self, places: usize, admitted: Admitted, arg: *mut c_void) -> bool {
+        debug_assert!(
+            (1..=PIECES_MAX as usize).contains(&places),
+            "{places} places"
+        );
+        let mut line = self.line.borrow_mut();
+        if !line.is_empty() || self.free.get() < places {
+            line.push_back(Waiting {
+                places,
+                admitted,
+                arg,
+            });
             return false;
         }
-        self.free.set(self.free.get() - 1);
+        self.free.set(self.free.get() - places);
         true
     }
 
-    /// Gives a place back, and those that are free to who waits. An operation that is admitted here
+    /// Gives places back, and those that are free to who waits. An operation that is admitted here
     /// may leave at once; that is why this is a loop and not a recursion.
-    pub fn leave(&self) {
-        self.free.set(self.free.get() + 1);
+    pub fn leave(&self, places: usize) {
+        self.free.set(self.free.get() + places);
+        debug_assert!(self.free.get() <= PLACES, "more places than there are");
         if self.admitting.replace(true) {
             return;
         }
-        while self.free.get() > 0 {
-            let next = self.line.borrow_mut().pop_front();
-            let Some((admitted, arg)) = next else { break };
-            self.free.set(self.free.get() - 1);
+        while let Some(next) = self.next() {
             // SAFETY: as `enter` was promised; each entry is called once.
-            unsafe { admitted(arg) };
+            unsafe { (next.admitted)(next.arg) };
         }
         self.admitting.set(false);
+    }
+
+    /// Takes the first in line off it, if there are places for it.
+    fn next(&self) -> Option<Waiting> {
+        let mut line = self.line.borrow_mut();
+        let places = line.front()?.places;
+        let left = self.free.get().checked_sub(places)?;
+        self.free.set(left);
+        line.pop_front()
     }
 }
 

@@ -113,9 +113,6 @@ impl SpdkHost {
         if self.find(&shared.name).is_some() {
             return Err(sys::EEXIST);
         }
-        let used = [&devices.cache, &devices.backing];
-        let aligns = used.iter().filter_map(|disk| disk.as_ref());
-        let aligns = aligns.map(|disk| self.spdk_disk(disk).align_shift());
         let volume = Arc::new(Volume::new(Shape {
             shared: shared.clone(),
             cache: self.raw(&devices.cache),
@@ -127,7 +124,6 @@ impl SpdkHost {
             name: name.as_ptr(),
             uuid: shared.uuid.0,
             block_bytes: shared.block_sectors << crate::units::SECTOR_SHIFT,
-            alignment_shift: aligns.max().unwrap_or(0),
             num_blocks: shared.size_sectors() / u64::from(shared.block_sectors),
             volume: volume.io_device(),
         };

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use super::bounce::{Bounce, BouncePool};
 use super::channel::Channel;
 use super::disk::RawDevice;
-use super::gate::Gate;
+use super::gate::{self, Gate};
 use super::sys;
 use crate::request::Request;
 use crate::request::front::FILLS_MAX;
@@ -115,10 +115,18 @@ impl Deref for Io {
 }
 
 /// A list of I/Os through their contexts, first in first out.
-#[derive(Default)]
 pub struct IoList {
     first: Cell<*mut IoCtx>,
     last: Cell<*mut IoCtx>,
+}
+
+impl Default for IoList {
+    fn default() -> Self {
+        IoList {
+            first: Cell::new(ptr::null_mut()),
+            last: Cell::new(ptr::null_mut()),
+        }
+    }
 }
 
 impl IoList {
@@ -204,10 +212,21 @@ impl DeviceChannel {
 }
 
 impl DeviceChannel {
+    /// How many places at a shared queue an operation needs.
+    fn places(&self, part: &Part) -> usize {
+        let shift = self.device.block_shift + SECTOR_SHIFT;
+        match part.action {
+            Action::Read | Action::Write | Action::Zeroes => {
+                gate::places(part.block << shift, part.blocks << shift)
+            }
+            Action::Unmap | Action::Flush => 1,
+        }
+    }
+
     /// An operation is over, or did not begin.
-    fn leave(&self) {
+    fn leave(&self, part: &Part) {
         if let Some(gate) = &self.gate {
-            gate.leave();
+            gate.leave(self.places(part));
         }
     }
 }
@@ -375,7 +394,7 @@ impl LaneState {
     fn submit(&self, raw: *mut Part, device: &DeviceChannel) {
         let enters = match &device.gate {
             // SAFETY: the box is nobody else's until `part_admitted` is called with it.
-            Some(gate) => unsafe { gate.enter(part_admitted, raw.cast()) },
+            Some(gate) => unsafe { gate.enter(device.places(&*raw), part_admitted, raw.cast()) },
             None => true,
         };
         if enters {
@@ -405,10 +424,10 @@ impl LaneState {
         if rc == 0 {
             return;
         }
-        device.leave();
         // SAFETY: not submitted, so the box is still ours; the wait entry in it stays where it is
         // until `part_retry`.
         unsafe {
+            device.leave(&*raw);
             let wait = &raw mut (*raw).wait;
             let (bdev, ch) = (device.device.bdev, device.channel);
             let waits = rc == -sys::ENOMEM
@@ -501,7 +520,7 @@ unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: 
     };
     channel.with_lane(|lane| {
         if let Some(device) = lane.device(part.side) {
-            device.leave();
+            device.leave(&part);
         }
         lane.hand_over(channel, part, ok);
         lane.settle(channel);

@@ -37,3 +37,24 @@ def test_guest_writes_target_dies_second_guest_verifies(start, folder):
     assert numbers["bad"] == 0 and numbers["errors"] == 0 and numbers["written"] > 0
     assert "@files right" in console
     target.stop()
+
+
+@pytest.mark.limit(200)
+def test_requests_of_a_mebibyte(start, folder):
+    """They span many buckets of 32 KiB, and the bdev layer passes most of them on in one piece."""
+    target = start()
+    pair = volume.Pair(folder, cache_mb=64, backing_mb=96)
+    pair.create(target, mode="writeback", bucket_size_kb=32)
+    controller = export.VhostBlk(pair.name)
+    script = """
+    echo 1024 > /sys/block/vda/queue/max_sectors_kb
+    blkio write /dev/vda count=120 min=2048 max=2048 align=8 depth=4 flush=20 reads=50 log=/log || exit 1
+    blkio verify /dev/vda log=/log size=2048 depth=4 || exit 1
+    """
+    console = guest.run(folder, script, vhost=[controller.start(target)], limit=150)
+    numbers = pattern.summary(console, "verify")
+    assert numbers["bad"] == 0 and numbers["errors"] == 0 and "@guest-end 0" in console, console
+    stats = target.call("bdev_bcache_get_stats", name=pair.name)["total"]
+    assert stats["written_bytes"] / stats["writes"] > 256 * 1024, stats
+    assert stats["read_bytes"] / stats["reads"] > 256 * 1024, stats
+    target.stop()
