@@ -22,7 +22,8 @@ for name in sys.argv[1:]:
     ast.parse(open(name, encoding="utf-8").read(), name)' "$@"
 }
 
-files=$(git ls-files --cached --others --exclude-standard)
+# not git's list: a tree from a tarball is checked, too
+files=$(find . \( -name .git -o -name target -o -name __pycache__ \) -prune -o -type f -print)
 shell_files=()
 python_files=()
 while IFS= read -r file; do

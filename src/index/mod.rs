@@ -60,8 +60,6 @@ use page::{Leaf, Node, PAD, Page};
 use primitive::{AtomicPtr, Ordering};
 use slab::Slab;
 
-/// Above every position an extent can end at: 2^63 - 1 sectors.
-const POSITION_END: u64 = i64::MAX as u64;
 /// Positions on the cache device have 43 bits.
 const AT_END: u64 = 1 << 43;
 /// No tree is higher. A node splits only after 32 inserts into it, each of them a split below, so

@@ -8,6 +8,3 @@ pub(super) use loom::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering,
 
 #[cfg(not(loom))]
 pub(super) use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-
-/// Whether these are loom's: larger, and only made to be checked.
-pub(super) const CHECKED: bool = cfg!(loom);
