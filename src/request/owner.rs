@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::conflict::{Throughs, Versions};
 use super::msg::{Message, Outbox, Reply, Through, Verdict};
+use super::trouble::Health;
 use super::volume::{Attached, SetShared};
 use crate::alloc::Purpose;
 use crate::btree::{JournalFull, Tree};
@@ -128,10 +129,12 @@ pub struct Owner {
     /// The map.
     pub tree: Rc<Tree>,
     exec: Executor,
-    latch: Rc<Latch>,
+    pub(super) latch: Rc<Latch>,
+    /// The errors of the cache device.
+    pub health: Health,
     volumes: RefCell<Vec<Option<Rc<Volume>>>>,
     fronts: RefCell<Vec<Option<FrontEnd>>>,
-    throughs: RefCell<Throughs>,
+    pub(super) throughs: RefCell<Throughs>,
     parked: RefCell<Vec<Message>>,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
@@ -149,6 +152,7 @@ impl Owner {
             tree,
             exec,
             latch,
+            health: Health::default(),
             volumes: RefCell::default(),
             fronts: RefCell::default(),
             throughs: RefCell::default(),
@@ -214,9 +218,10 @@ impl Owner {
     }
 
     /// Waits until nothing of a volume is under way that has no front any more: what its fronts
-    /// sent has been handled, and its ranges are released.
+    /// sent has been handled, and its ranges are released. In a set that has stopped too: what is
+    /// under way there ends in errors.
     pub async fn settled(&self, volume: &Volume) {
-        while self.latch.check().is_ok() {
+        loop {
             let quiet = self.set.inbox.is_empty()
                 && self.backlog.borrow().is_empty()
                 && !self.throughs.borrow().any(volume.number)
@@ -233,7 +238,7 @@ impl Owner {
         self.volumes.borrow().iter().flatten().cloned().collect()
     }
 
-    fn volume(&self, number: u32) -> Rc<Volume> {
+    pub(super) fn volume(&self, number: u32) -> Rc<Volume> {
         let volumes = self.volumes.borrow();
         let volume = volumes.get(number as usize).and_then(Option::as_ref);
         volume.expect("a front's volume exists").clone()
@@ -353,6 +358,11 @@ impl Owner {
                 start,
                 sectors,
             } => self.discard(front, token, volume, start, start + sectors),
+            Message::CacheError {
+                volume,
+                extent,
+                write,
+            } => self.cache_error(volume, extent, write),
             Message::WantBucket { front, dirty } => self.want_bucket(front, dirty),
             Message::DoneBucket(bucket) => self.done_bucket(bucket),
             Message::Hello(id, mailbox) => {
@@ -525,7 +535,7 @@ impl Owner {
         }
         let owner = self.clone();
         self.spawn(async move {
-            let flush = kind == Through::Zeroes && owner.tree.dirty_sectors(volume.inode) > 0;
+            let flush = kind.is_over_dirty() && owner.tree.dirty_sectors(volume.inode) > 0;
             let done = owner.forget(&volume, start, end).await;
             let word = match done {
                 Ok(()) => Verdict::Go { flush },
@@ -539,7 +549,12 @@ impl Owner {
     }
 
     /// Deletes all clean extents in a range from the map, durably.
-    async fn forget(&self, volume: &Volume, start: Sector, end: Sector) -> Result<(), Stopped> {
+    pub(super) async fn forget(
+        &self,
+        volume: &Volume,
+        start: Sector,
+        end: Sector,
+    ) -> Result<(), Stopped> {
         self.tree.delete(volume.inode, start, end, true).await?;
         self.tree.journal.commit().await
     }
@@ -565,7 +580,7 @@ impl Owner {
         let volume = self.volume(number);
         // Even a failed write may have changed something.
         volume.written_through.set(volume.written_through.get() + 1);
-        if ok && kind == Through::Zeroes {
+        if ok && kind.is_over_dirty() {
             let owner = self.clone();
             return self.spawn(async move {
                 let inode = volume.inode;
@@ -579,7 +594,7 @@ impl Owner {
         self.reply(front, Reply::Ended { token, ok: true });
     }
 
-    fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
+    pub(super) fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
         volume.changed(start, end);
         self.throughs
             .borrow_mut()

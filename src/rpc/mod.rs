@@ -182,6 +182,9 @@ struct VolumeOptions {
 struct SetOptions {
     set: String,
     journal_delay_ms: Option<u64>,
+    io_error_limit: Option<u64>,
+    io_error_halflife: Option<u64>,
+    errors: Option<String>,
     #[serde(default)]
     when_up: bool,
 }
@@ -354,8 +357,15 @@ fn set_options(hub: &Hub, p: VolumeOptions) -> Answer {
 }
 
 fn set_set_options(hub: &Hub, p: SetOptions) -> Answer {
+    let on_error = |name: String| {
+        options::OnError::from_name(&name)
+            .ok_or_else(|| invalid(format!("errors {name} cannot be: unregister or panic")))
+    };
     let options = options::SetOptions {
         journal_delay_ms: p.journal_delay_ms,
+        io_error_limit: p.io_error_limit,
+        io_error_halflife: p.io_error_halflife,
+        errors: p.errors.map(on_error).transpose()?,
     };
     done(hub.set_set_options(&p.set, options, p.when_up))
 }

@@ -8,10 +8,11 @@ use super::{About, Answer};
 use crate::format::superblock::{BackingState, CacheMode};
 use crate::journal::JOURNAL_DELAY_MS;
 use crate::request::owner::WRITEBACK_PERCENT;
+use crate::request::trouble::IO_ERROR_LIMIT;
 use crate::set::cache::CacheSet;
 use crate::set::error::SetError;
 use crate::set::hub::Hub;
-use crate::set::options::{SetOptions, VolumeOptions};
+use crate::set::options::{OnError, SetOptions, VolumeOptions};
 use crate::set::volume::Volume;
 use crate::stats::Counts;
 use crate::units::{SECTOR_BYTES, Uuid};
@@ -57,10 +58,16 @@ pub fn changed_options(volume: &Volume) -> Option<VolumeOptions> {
 
 /// Options of a set, when any is not the default.
 pub fn changed_set_options(set: &CacheSet) -> Option<SetOptions> {
-    let ms = set.journal.delay_ms();
-    (ms != JOURNAL_DELAY_MS).then_some(SetOptions {
-        journal_delay_ms: Some(ms),
-    })
+    let health = &set.owner.health;
+    let other = |value: u64, default: u64| (value != default).then_some(value);
+    let errors = set.on_error.get();
+    let changed = SetOptions {
+        journal_delay_ms: other(set.journal.delay_ms(), JOURNAL_DELAY_MS),
+        io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
+        io_error_halflife: other(health.halflife.get(), 0),
+        errors: (errors != OnError::default()).then_some(errors),
+    };
+    (changed != SetOptions::default()).then_some(changed)
 }
 
 /// Parameters, without those that say nothing.
@@ -89,6 +96,9 @@ pub fn set_params(uuid: Uuid, options: SetOptions) -> Value {
     said(json!({
         "set": uuid.to_string(),
         "journal_delay_ms": options.journal_delay_ms,
+        "io_error_limit": options.io_error_limit,
+        "io_error_halflife": options.io_error_halflife,
+        "errors": options.errors.map(OnError::name),
         "when_up": true,
     }))
 }
@@ -149,10 +159,16 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
     let available = (census.free + census.clean) * 100 / data.max(1);
     let volumes = hub.volumes_of(set);
     let volumes: Vec<String> = volumes.iter().map(|v| v.name.clone()).collect();
+    let health = &set.owner.health;
+    let (state, failure) = match (set.latch.why(), health.lost()) {
+        (Some(why), _) => ("failed", Some(why)),
+        (None, Some(why)) => ("degraded", Some(why)),
+        (None, None) => ("running", None),
+    };
     json!({
         "set": set.set_uuid().to_string(),
-        "state": if set.latch.why().is_some() { "failed" } else { "running" },
-        "failure": set.latch.why(),
+        "state": state,
+        "failure": failure,
         "devices": [{
             "bdev_name": set.disk.name(),
             "uuid": sb.uuid.to_string(),
@@ -181,7 +197,18 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             "oldest_seq": oldest.0,
             "open_seq": open.0,
         },
-        "options": {"journal_delay_ms": set.journal.delay_ms()},
+        "io_errors": {
+            "recent": health.recent(set.owner.set.ios()).round() as u64,
+            "reads": health.read_errors.get(),
+            "writes": health.write_errors.get(),
+        },
+        "writeback_failures": set.writeback.failures.get(),
+        "options": {
+            "journal_delay_ms": set.journal.delay_ms(),
+            "io_error_limit": health.limit.get(),
+            "io_error_halflife": health.halflife.get(),
+            "errors": set.on_error.get().name(),
+        },
     })
 }
 

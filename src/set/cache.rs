@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::error::SetError;
 use super::host::Host;
+use super::options::OnError;
 use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, prios};
 use crate::btree::Tree;
@@ -54,6 +55,8 @@ pub struct CacheSet {
     pub owner: Rc<Owner>,
     /// Its write-back.
     pub writeback: Rc<Writeback>,
+    /// What becomes of it when its device fails.
+    pub on_error: Cell<OnError>,
     uuids: RefCell<Vec<UuidEntry>>,
     stopped: Cell<bool>,
 }
@@ -353,6 +356,7 @@ impl CacheSet {
             tree,
             owner,
             writeback,
+            on_error: Cell::default(),
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             stopped: Cell::new(false),
         })
@@ -514,6 +518,7 @@ impl CacheSet {
         self.alloc.stop();
         self.alloc.sweep_due.notify();
         self.journal.abandon();
+        self.latch.close();
         result.map_err(stopped)
     }
 }

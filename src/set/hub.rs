@@ -8,13 +8,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::cache::CacheSet;
 use super::error::SetError;
 use super::format;
 use super::host::Host;
-use super::join::drop_keys;
+use super::join::{drop_clean, drop_keys};
 use super::options::Later;
 use super::volume::Volume;
 use crate::disk::Disk;
@@ -26,6 +26,7 @@ use crate::units::Uuid;
 
 /// All sets and volumes of this process.
 pub struct Hub {
+    pub(super) me: Weak<Hub>,
     pub(super) host: Rc<dyn Host>,
     pub(super) exec: Executor,
     pub(super) sets: RefCell<Vec<Rc<CacheSet>>>,
@@ -39,7 +40,8 @@ pub struct Hub {
 impl Hub {
     /// A hub without sets.
     pub fn new(host: Rc<dyn Host>, exec: Executor) -> Rc<Hub> {
-        let hub = Rc::new(Hub {
+        let hub = Rc::new_cyclic(|me| Hub {
+            me: me.clone(),
             host,
             exec,
             sets: RefCell::default(),
@@ -266,7 +268,12 @@ impl Hub {
             // All fronts are gone; their last messages are in the ring before this returns.
             link.set.owner.settled(&link.volume).await;
             if let Err(error) = link.volume.flush_backing().await {
-                log::warn!("{}: {error}", volume.name);
+                // What the device was given last it may have lost: what is clean of it means
+                // nothing any more, and nobody will vouch for it.
+                log::warn!("{}: {error}; its clean data are dropped", volume.name);
+                if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
+                    log::warn!("{}: {error}", volume.name);
+                }
             }
             link.set.owner.remove_volume(&link.volume);
         }

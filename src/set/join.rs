@@ -31,6 +31,9 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<(), SetError> {
         check_blocks(device, sb, set.superblock().block_sectors.into())?;
+        if let Some(why) = set.latch.why() {
+            return Err(SetError::Stopped(why));
+        }
         let (member, known) = (is_member(sb, set), set.find_uuid(sb.uuid));
         let dirty = sb.state() == BackingState::Dirty;
         if dirty && !member && !discard_dirty {
@@ -187,10 +190,6 @@ impl Hub {
             link.set.writeback.clean_all(&link.volume).await?;
             link.volume.flush_backing().await?;
             // Durable while the keys still hold: from here on a start runs it without the set.
-            let leave = |sb: &mut BackingSuper| {
-                sb.set_uuid = Uuid::NIL;
-                sb.set_state(BackingState::None);
-            };
             backing.change(leave).await
         };
         if let Err(error) = alone.await {
@@ -207,6 +206,12 @@ impl Hub {
             .await?;
         drop_keys(&link.set, inode).await
     }
+}
+
+/// What a superblock says of a device that has left its set with all its data.
+pub(super) fn leave(sb: &mut BackingSuper) {
+    sb.set_uuid = Uuid::NIL;
+    sb.set_state(BackingState::None);
 }
 
 /// Whether a backing device's blocks suit a set's.
@@ -227,10 +232,19 @@ pub(super) fn check_blocks(
 
 /// Deletes all keys of an inode, durably.
 pub(super) async fn drop_keys(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
+    drop_some(set, inode, false).await
+}
+
+/// Deletes the keys of an inode that are clean, durably.
+pub(super) async fn drop_clean(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
+    drop_some(set, inode, true).await
+}
+
+async fn drop_some(set: &CacheSet, inode: Inode, keep_dirty: bool) -> Result<(), SetError> {
     let stopped = |_| SetError::Stopped(set.latch.why().unwrap_or_default());
     let (start, end) = (Sector(0), Sector(u64::MAX));
     set.tree
-        .delete(inode, start, end, false)
+        .delete(inode, start, end, keep_dirty)
         .await
         .map_err(stopped)?;
     set.journal.commit().await.map_err(stopped)

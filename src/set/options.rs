@@ -17,6 +17,36 @@ use crate::units::Uuid;
 const WRITEBACK_PERCENT_MAX: u64 = 40;
 /// The highest `journal_delay_ms`, in ms.
 const JOURNAL_DELAY_MS_MAX: u64 = 60_000;
+/// The highest `io_error_limit`.
+const IO_ERROR_LIMIT_MAX: u64 = 1 << 31;
+/// The highest `io_error_halflife`, in I/Os.
+const IO_ERROR_HALFLIFE_MAX: u64 = 1 << 40;
+
+/// What becomes of a set whose cache device failed, in the kernel's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// Volumes without dirty data go on without it, the others can be read as far as that is right.
+    #[default]
+    Unregister,
+    /// The process ends at once.
+    Panic,
+}
+
+impl OnError {
+    /// Its name: `unregister` or `panic`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            OnError::Unregister => "unregister",
+            OnError::Panic => "panic",
+        }
+    }
+
+    /// What has that name.
+    pub fn from_name(name: &str) -> Option<OnError> {
+        let all = [OnError::Unregister, OnError::Panic];
+        all.into_iter().find(|what| what.name() == name)
+    }
+}
 
 /// Options of a volume; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,25 +92,53 @@ impl VolumeOptions {
 pub struct SetOptions {
     /// How long a change waits for its journal entry without a flush, in ms; 1 to 60000.
     pub journal_delay_ms: Option<u64>,
+    /// Errors of the cache device's data at which it is given up; at least 1.
+    pub io_error_limit: Option<u64>,
+    /// I/Os after which half of the errors are forgotten; 0: none ever is.
+    pub io_error_halflife: Option<u64>,
+    /// What then becomes of the set.
+    pub errors: Option<OnError>,
 }
 
 impl SetOptions {
     /// # Errors
     /// One is out of range.
     pub fn check(&self) -> Result<(), SetError> {
-        match self.journal_delay_ms {
-            Some(ms) if !(1..=JOURNAL_DELAY_MS_MAX).contains(&ms) => {
-                Err(SetError::Invalid(format!(
-                    "journal_delay_ms {ms} cannot be: 1 to {JOURNAL_DELAY_MS_MAX} are possible"
-                )))
-            }
+        let in_range = |name: &str, value: Option<u64>, least: u64, most: u64| match value {
+            Some(value) if !(least..=most).contains(&value) => Err(SetError::Invalid(format!(
+                "{name} {value} cannot be: {least} to {most} are possible"
+            ))),
             _ => Ok(()),
-        }
+        };
+        let (delay, limit) = (self.journal_delay_ms, self.io_error_limit);
+        in_range("journal_delay_ms", delay, 1, JOURNAL_DELAY_MS_MAX)?;
+        in_range("io_error_limit", limit, 1, IO_ERROR_LIMIT_MAX)?;
+        let halflife = self.io_error_halflife;
+        in_range("io_error_halflife", halflife, 0, IO_ERROR_HALFLIFE_MAX)
     }
 
     pub(super) fn apply(self, set: &CacheSet) {
         if let Some(ms) = self.journal_delay_ms {
             set.journal.set_delay_ms(ms);
+        }
+        if let Some(limit) = self.io_error_limit {
+            set.owner.health.limit.set(limit);
+        }
+        if let Some(ios) = self.io_error_halflife {
+            set.owner.health.halflife.set(ios);
+        }
+        if let Some(errors) = self.errors {
+            set.on_error.set(errors);
+        }
+    }
+
+    /// These, where `newer` says nothing else.
+    fn and(self, newer: SetOptions) -> SetOptions {
+        SetOptions {
+            journal_delay_ms: newer.journal_delay_ms.or(self.journal_delay_ms),
+            io_error_limit: newer.io_error_limit.or(self.io_error_limit),
+            io_error_halflife: newer.io_error_halflife.or(self.io_error_halflife),
+            errors: newer.errors.or(self.errors),
         }
     }
 }
@@ -138,7 +196,9 @@ impl Hub {
         match (self.set(uuid), Uuid::parse(uuid)) {
             (Ok(set), _) => options.apply(&set),
             (Err(SetError::NoSet(_)), Some(uuid)) if when_up => {
-                self.later.borrow_mut().sets.insert(uuid, options);
+                let mut later = self.later.borrow_mut();
+                let known = later.sets.entry(uuid).or_default();
+                *known = known.and(options);
             }
             (Err(error), _) => return Err(error),
         }
@@ -174,7 +234,13 @@ mod tests {
         assert!(percent(41).check().is_err());
         let delay = |ms| SetOptions {
             journal_delay_ms: Some(ms),
+            ..SetOptions::default()
         };
+        let limit = |n| SetOptions {
+            io_error_limit: Some(n),
+            ..SetOptions::default()
+        };
+        assert!(limit(1).check().is_ok() && limit(0).check().is_err());
         assert!(delay(1).check().is_ok() && delay(60_000).check().is_ok());
         assert!(delay(0).check().is_err() && delay(60_001).check().is_err());
     }

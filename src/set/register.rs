@@ -147,6 +147,7 @@ impl Hub {
         log::info!("{name}: starting cache set {}", sb.set_uuid);
         let set = CacheSet::start(&*self.host, self.exec.clone(), disk, sb).await?;
         self.sets.borrow_mut().push(set.clone());
+        self.watch(&set);
         let options = self.later.borrow_mut().sets.remove(&set.set_uuid());
         if let Some(options) = options {
             options.apply(&set);
