@@ -76,6 +76,7 @@ pub struct Writeback {
     work: Notify,
     moved: Notify,
     stopping: Cell<bool>,
+    running: Cell<bool>,
     /// Sectors written back.
     pub done_sectors: Counter,
     /// Rounds that failed.
@@ -110,6 +111,7 @@ impl Writeback {
             work: Notify::default(),
             moved: Notify::default(),
             stopping: Cell::new(false),
+            running: Cell::new(false),
             done_sectors: Counter::default(),
             failures: Counter::default(),
         })
@@ -117,6 +119,7 @@ impl Writeback {
 
     /// The task. Ends on [`stop`](Self::stop) or when the latch trips.
     pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
         while self.latch.check().is_ok() && !self.stopping.get() {
             let mut worked = false;
             for volume in self.owner.volumes() {
@@ -140,6 +143,7 @@ impl Writeback {
                 self.rest().await;
             }
         }
+        self.running.set(false);
         self.moved.notify();
     }
 
@@ -147,6 +151,13 @@ impl Writeback {
     pub fn stop(&self) {
         self.stopping.set(true);
         self.work.notify();
+    }
+
+    /// Waits until [`run`](Self::run) has ended: no key changes because of it any more.
+    pub async fn ended(&self) {
+        while self.running.get() {
+            self.moved.wait().await;
+        }
     }
 
     async fn rest(&self) {
