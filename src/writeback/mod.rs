@@ -84,7 +84,7 @@ pub struct Writeback {
 }
 
 /// Somebody waits for a volume to be written back, as long as this lives.
-struct Wanted<'a>(&'a Writeback, u32);
+pub struct Wanted<'a>(&'a Writeback, u32);
 
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
@@ -142,6 +142,10 @@ impl Writeback {
             } else {
                 self.rest().await;
             }
+        }
+        // Who waits for write-back waits no longer.
+        for volume in self.owner.volumes() {
+            self.owner.stay(&volume);
         }
         self.running.set(false);
         self.moved.notify();
@@ -212,6 +216,14 @@ impl Writeback {
         }
     }
 
+    /// Has a volume written back as long as the result lives. What rests is tried again.
+    pub fn want(&self, volume: &Volume) -> Wanted<'_> {
+        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
+        self.resting.borrow_mut().wake(volume.number);
+        self.work.notify();
+        Wanted(self, volume.number)
+    }
+
     /// Writes back until nothing is dirty. For a volume that gets no new dirty data.
     ///
     /// # Errors
@@ -231,14 +243,6 @@ impl Writeback {
             self.moved.wait().await;
         }
         Ok(())
-    }
-
-    /// Somebody wants all of a volume written back: what rests is tried again.
-    fn want(&self, volume: &Volume) -> Wanted<'_> {
-        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
-        self.resting.borrow_mut().wake(volume.number);
-        self.work.notify();
-        Wanted(self, volume.number)
     }
 
     /// Dirty sectors that are left alone for now, because they could not be read.
@@ -347,6 +351,8 @@ impl Writeback {
         if let Err(why) = done {
             log::error!("write-back to {}: {why}; it is tried again", disk.name());
             self.failures.add(1);
+            // Its writes do not wait for a device that fails.
+            self.owner.stay(volume);
         }
         let failed_us = done.err().map(|_| self.exec.now_us());
         self.progress_of(volume, |p| p.failed_us = failed_us);
@@ -412,6 +418,8 @@ impl Writeback {
     /// too many do.
     fn unreadable(&self, volume: &Volume, extent: &Extent) -> Result<(), IoError> {
         self.owner.cache_failed(false);
+        // Writes over these data do not wait until they can be read.
+        self.owner.stay(volume);
         let now_us = self.exec.now_us();
         let tries = self
             .resting
