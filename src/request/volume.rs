@@ -133,6 +133,11 @@ impl VolumeShared {
         self.size_sectors.load(Ordering::Relaxed)
     }
 
+    /// Changes its size, before hosts are told of a larger one or after they were of a smaller.
+    pub fn set_size_sectors(&self, sectors: u64) {
+        self.size_sectors.store(sectors, Ordering::Relaxed);
+    }
+
     /// The cache mode now.
     #[inline]
     pub fn mode(&self) -> CacheMode {

@@ -6,9 +6,6 @@ use serde_json::{Value, json};
 
 use super::{About, Answer};
 use crate::format::superblock::{BackingState, CacheMode};
-use crate::journal::JOURNAL_DELAY_MS;
-use crate::request::owner::WRITEBACK_PERCENT;
-use crate::request::trouble::IO_ERROR_LIMIT;
 use crate::set::cache::CacheSet;
 use crate::set::error::SetError;
 use crate::set::hub::Hub;
@@ -43,31 +40,6 @@ fn options(volume: &Volume) -> Value {
         }),
         None => json!({}),
     }
-}
-
-/// Options of a volume, when any is not the default.
-pub fn changed_options(volume: &Volume) -> Option<VolumeOptions> {
-    let link = volume.link.borrow();
-    let owned = &link.as_ref()?.volume;
-    let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
-    (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
-        writeback_running: Some(running),
-        writeback_percent: Some(percent),
-    })
-}
-
-/// Options of a set, when any is not the default.
-pub fn changed_set_options(set: &CacheSet) -> Option<SetOptions> {
-    let health = &set.owner.health;
-    let other = |value: u64, default: u64| (value != default).then_some(value);
-    let errors = set.on_error.get();
-    let changed = SetOptions {
-        journal_delay_ms: other(set.journal.delay_ms(), JOURNAL_DELAY_MS),
-        io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
-        io_error_halflife: other(health.halflife.get(), 0),
-        errors: (errors != OnError::default()).then_some(errors),
-    };
-    (changed != SetOptions::default()).then_some(changed)
 }
 
 /// Parameters, without those that say nothing.
@@ -150,6 +122,21 @@ pub fn bdevs(hub: &Hub, name: Option<String>) -> Answer {
     Ok(volumes.iter().map(|v| bdev(v)).collect())
 }
 
+/// Whose data a set holds, here or not.
+fn known_volumes(hub: &Hub, set: &Rc<CacheSet>) -> Value {
+    let known = hub.members(set).into_iter().map(|m| {
+        json!({
+            "uuid": m.uuid.map(|uuid| uuid.to_string()),
+            "name": m.name,
+            "kind": if m.is_flash { "flash" } else { "cached" },
+            "inode": m.inode.0,
+            "attached": m.is_attached,
+            "dirty_bytes": m.dirty_sectors * BYTES,
+        })
+    });
+    known.collect()
+}
+
 fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
     let sb = set.superblock();
     let (census, tree) = (set.alloc.census(), set.tree.stats());
@@ -184,6 +171,7 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             },
         }],
         "volumes": volumes,
+        "known_volumes": known_volumes(hub, set),
         "tree_depth": tree.depth,
         "btree_nodes": tree.nodes,
         "cached_extents": tree.extents,

@@ -126,11 +126,12 @@ impl Hub {
         Ok(inode)
     }
 
-    /// Attaches a volume that runs without a cache, or waits for one, to a running set.
+    /// Attaches a volume that runs without a cache, or waits for one, to a running set. With
+    /// `discard_dirty`, dirty data of it that its set, or this one, has are given up.
     ///
     /// # Errors
     /// See [`SetError`].
-    pub async fn attach(&self, name: &str, set: &str) -> Result<(), SetError> {
+    pub async fn attach(&self, name: &str, set: &str, discard_dirty: bool) -> Result<(), SetError> {
         let _turn = self.turn.lock().await;
         let (volume, set) = (self.volume(name)?, self.set(set)?);
         if volume.backing.is_none() {
@@ -150,12 +151,47 @@ impl Hub {
         if !volume.is_running() {
             self.check_unused(name)?;
         }
-        self.join(&volume, &set, false).await?;
+        self.join(&volume, &set, discard_dirty).await?;
         if volume.is_running() {
             self.reshape(&volume).await
         } else {
             self.show(&volume)
         }
+    }
+
+    /// Runs a volume that waits for its cache set without it, for good: what the set holds of it is
+    /// old from then on, and its superblock says so (stale) before the first host I/O.
+    ///
+    /// # Errors
+    /// Its set runs, or has dirty data of it and `discard_dirty` is not said; see [`SetError`].
+    pub async fn run_alone(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let volume = self.volume(name)?;
+        if volume.is_running() {
+            return Ok(());
+        }
+        let backing = volume.backing.clone().expect("only backed volumes wait");
+        let sb = backing.superblock();
+        let set = self.find_set(sb.set_uuid);
+        if set.is_some_and(|set| set.latch.check().is_ok()) {
+            return Err(SetError::Busy(format!(
+                "cache set {} of {name} runs: attach it, or detach it there",
+                sb.set_uuid
+            )));
+        }
+        if sb.state() == BackingState::Dirty && !discard_dirty {
+            return Err(SetError::WouldLose(format!(
+                "{name} has dirty data on cache set {}, which is not running; without them its \
+                 backing device holds old data",
+                sb.set_uuid
+            )));
+        }
+        self.check_unused(name)?;
+        backing
+            .change(|sb| sb.set_state(BackingState::Stale))
+            .await
+            .map_err(|e| SetError::Io(backing.disk.name(), e))?;
+        self.show(&volume)
     }
 
     /// Writes a volume's dirty data back and runs it without a cache.
@@ -244,19 +280,32 @@ pub(super) fn check_blocks(
 
 /// Deletes all keys of an inode, durably.
 pub(super) async fn drop_keys(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
-    drop_some(set, inode, false).await
+    drop_beyond(set, inode, Sector(0)).await
+}
+
+/// Deletes the keys of an inode from a sector on, durably.
+pub(super) async fn drop_beyond(
+    set: &CacheSet,
+    inode: Inode,
+    start: Sector,
+) -> Result<(), SetError> {
+    drop_some(set, inode, start, false).await
 }
 
 /// Deletes the keys of an inode that are clean, durably.
 pub(super) async fn drop_clean(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
-    drop_some(set, inode, true).await
+    drop_some(set, inode, Sector(0), true).await
 }
 
-async fn drop_some(set: &CacheSet, inode: Inode, keep_dirty: bool) -> Result<(), SetError> {
+async fn drop_some(
+    set: &CacheSet,
+    inode: Inode,
+    start: Sector,
+    keep_dirty: bool,
+) -> Result<(), SetError> {
     let stopped = |_| SetError::Stopped(set.latch.why().unwrap_or_default());
-    let (start, end) = (Sector(0), Sector(u64::MAX));
     set.tree
-        .delete(inode, start, end, keep_dirty)
+        .delete(inode, start, Sector(u64::MAX), keep_dirty)
         .await
         .map_err(stopped)?;
     set.journal.commit().await.map_err(stopped)

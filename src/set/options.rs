@@ -10,7 +10,9 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
 use super::volume::Volume;
-use crate::request::owner;
+use crate::journal::JOURNAL_DELAY_MS;
+use crate::request::owner::{self, WRITEBACK_PERCENT};
+use crate::request::trouble::IO_ERROR_LIMIT;
 use crate::units::Uuid;
 
 /// The highest `writeback_percent`, in percent of the cache.
@@ -69,6 +71,17 @@ impl VolumeOptions {
         }
     }
 
+    /// Those of a volume that are not the default, if any is not.
+    pub fn changed(volume: &Volume) -> Option<VolumeOptions> {
+        let link = volume.link.borrow();
+        let owned = &link.as_ref()?.volume;
+        let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
+        (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
+            writeback_running: Some(running),
+            writeback_percent: Some(percent),
+        })
+    }
+
     fn apply(self, volume: &owner::Volume) {
         if let Some(percent) = self.writeback_percent {
             volume.writeback_percent.set(percent);
@@ -115,6 +128,20 @@ impl SetOptions {
         in_range("io_error_limit", limit, 1, IO_ERROR_LIMIT_MAX)?;
         let halflife = self.io_error_halflife;
         in_range("io_error_halflife", halflife, 0, IO_ERROR_HALFLIFE_MAX)
+    }
+
+    /// Those of a set that are not the default, if any is not.
+    pub fn changed(set: &CacheSet) -> Option<SetOptions> {
+        let health = &set.owner.health;
+        let other = |value: u64, default: u64| (value != default).then_some(value);
+        let errors = set.on_error.get();
+        let changed = SetOptions {
+            journal_delay_ms: other(set.journal.delay_ms(), JOURNAL_DELAY_MS),
+            io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
+            io_error_halflife: other(health.halflife.get(), 0),
+            errors: (errors != OnError::default()).then_some(errors),
+        };
+        (changed != SetOptions::default()).then_some(changed)
     }
 
     pub(super) fn apply(self, set: &CacheSet) {
@@ -211,6 +238,22 @@ impl Hub {
         let link = volume.link.borrow();
         if let (Some(options), Some(link)) = (options, link.as_ref()) {
             options.apply(&link.volume);
+        }
+    }
+
+    /// Keeps the options of a volume that is taken down, for when it comes back.
+    pub(super) fn keep_options(&self, volume: &Volume) {
+        if let Some(options) = VolumeOptions::changed(volume) {
+            let mut later = self.later.borrow_mut();
+            later.volumes.insert(volume.name.clone(), options);
+        }
+    }
+
+    /// Keeps the options of a set that is stopped, for when it is started again.
+    pub(super) fn keep_set_options(&self, set: &CacheSet) {
+        if let Some(options) = SetOptions::changed(set) {
+            let mut later = self.later.borrow_mut();
+            later.sets.insert(set.set_uuid(), options);
         }
     }
 
