@@ -56,6 +56,8 @@ NAME = Param("name", help="name of the cached bdev")
 SET = Param("set", help="UUID of the cache set")
 ONE_NAME = Param("-b", "--name", help="name of the cached bdev")
 ONE_SET = Param("-u", "--set", help="UUID of the cache set")
+DISCARD = Param("--discard-dirty", action="store_true",
+                help="give up data that are nowhere else")
 WHEN_UP = Param("-w", "--when-up", action="store_true",
                 help="do it as soon as what is named is there, if it is not there yet")
 OPTIONS = Param("options", nargs="+", type=option_value, metavar="KEY=VALUE", help="options and their new values")
@@ -84,7 +86,20 @@ METHODS = [
     ("bdev_bcache_register",
      "Read a bdev's bcache superblock and bring up what is whole",
      [Param("bdev_name", help="a cache or backing bdev"), WHEN_UP], False),
-    ("bdev_bcache_attach", "Attach a volume without a cache to a running set", [NAME, SET], False),
+    ("bdev_bcache_delete_flash_volume",
+     "Remove a volume that lives on the cache device alone, with its data",
+     [NAME, DISCARD], False),
+    ("bdev_bcache_resize_flash_volume",
+     "Give a volume that lives on the cache device alone another size",
+     [NAME, Param("size_mb", type=int, help="its new size in MiB"), DISCARD], False),
+    ("bdev_bcache_run",
+     "Run a volume that waits for its cache set without it: what the set holds of it is given up",
+     [NAME, DISCARD], False),
+    ("bdev_bcache_forget_volume",
+     "Drop what a set holds of a volume that will never come back (known_volumes of get_sets lists them)",
+     [SET, Param("-U", "--uuid", help="UUID of the volume"),
+      Param("-i", "--inode", type=int, help="its inode, where it has no UUID"), DISCARD], False),
+    ("bdev_bcache_attach", "Attach a volume without a cache to a running set", [NAME, SET, DISCARD], False),
     ("bdev_bcache_detach", "Write a volume's dirty data back and let it run without a cache", [NAME], False),
     ("bdev_bcache_delete", "Remove the volume's bdev; what is on disk stays and comes back by register", [NAME], False),
     ("bdev_bcache_stop_set", "Stop a set and its volumes in good order; dirty data stay on the cache", [SET], False),

@@ -8,7 +8,7 @@
 //! flush that was *started after that answer* has been answered. Blocks of one write may land in
 //! any order and any subset of them may be lost, each block (of the device) is whole.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -128,6 +128,7 @@ pub trait Disk {
 pub struct Latch {
     why: RefCell<Option<String>>,
     tripped: Notify,
+    closed: Cell<bool>,
 }
 
 /// The set has stopped; the latch says why.
@@ -160,10 +161,16 @@ impl Latch {
         self.why.borrow().clone()
     }
 
-    /// Waits until the latch trips.
+    /// Waits until the latch trips or is closed.
     pub async fn tripped(&self) {
-        while self.check().is_ok() {
+        while self.check().is_ok() && !self.closed.get() {
             self.tripped.wait().await;
         }
+    }
+
+    /// Ends the waiting: the set is no more.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.tripped.notify();
     }
 }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::lane::{Direction, Lane, Outcome, Side};
-use super::msg::{Mailbox, Message, Reply, Through, Verdict};
-use super::space::Stream;
-use super::volume::{Attached, SetShared, VolumeShared};
+use super::link::{Fill, Found, Link};
+use super::msg::{Message, Reply, Through, Verdict};
+use super::volume::VolumeShared;
 use super::{Kind, Part, Phase, Request, Step};
 use crate::format::superblock::CacheMode;
-use crate::index::{Extent, Lookup, Reader};
+use crate::index::Extent;
 use crate::stats::FrontStats;
-use crate::units::{Gen, Sector};
+use crate::units::Sector;
 
 /// Fills that a front has under way at most.
 pub const FILLS_MAX: u16 = 256;
@@ -27,38 +27,6 @@ pub const FILLS_MAX: u16 = 256;
 pub const FILL_SECTORS_MAX: u32 = 2048;
 /// Replies handled in one poll.
 const REPLIES_A_POLL: usize = 256;
-/// Neighbouring extents that are joined into one transfer at most.
-const JOIN_MAX: usize = 32;
-
-/// A read of the backing device on its way into the cache.
-#[derive(Clone, Copy)]
-struct Fill {
-    token: u64,
-    part: u8,
-    writing: bool,
-    host_sectors: u32,
-    start: Sector,
-    seen: u64,
-    at: Sector,
-    generation: Gen,
-    sectors: u32,
-}
-
-/// A front's connection to the cache set.
-struct Link {
-    attached: Attached,
-    id: u32,
-    reader: Reader,
-    mailbox: Arc<Mailbox>,
-    /// Messages that found the ring full.
-    unsent: RefCell<VecDeque<Message>>,
-    dirty: Stream,
-    clean: Stream,
-    fills: RefCell<Vec<Option<Fill>>>,
-    free_fills: RefCell<Vec<u16>>,
-    traffic_sectors: Cell<u64>,
-}
-
 /// Serves one volume on one thread.
 pub struct Front<L: Lane> {
     lane: L,
@@ -71,156 +39,6 @@ pub struct Front<L: Lane> {
     line: RefCell<VecDeque<u64>>,
     /// What turns a sector of the volume into a position of keys and of the backing device.
     base_sectors: u64,
-}
-
-/// What a lookup found at a sector.
-enum Found {
-    /// So many sectors at one place on the cache device.
-    Cached {
-        at: Sector,
-        generation: Gen,
-        dirty: bool,
-        sectors: u32,
-    },
-    /// So many sectors that are not cached.
-    Missing { sectors: u32 },
-}
-
-impl Link {
-    fn new(attached: Attached) -> Option<Link> {
-        let reader = attached.set.domain.reader()?;
-        let link = Link {
-            id: attached.set.front_id(),
-            attached,
-            reader,
-            mailbox: Arc::new(Mailbox::default()),
-            unsent: RefCell::default(),
-            dirty: Stream::default(),
-            clean: Stream::default(),
-            fills: RefCell::new(vec![None; FILLS_MAX.into()]),
-            free_fills: RefCell::new((0..FILLS_MAX).rev().collect()),
-            traffic_sectors: Cell::new(0),
-        };
-        link.send(Message::Hello(link.id, link.mailbox.clone()));
-        link.ask_for_space();
-        Some(link)
-    }
-
-    fn set(&self) -> &SetShared {
-        &self.attached.set
-    }
-
-    fn send(&self, message: Message) {
-        let mut unsent = self.unsent.borrow_mut();
-        if !unsent.is_empty() {
-            unsent.push_back(message);
-        } else if let Err(message) = self.set().inbox.push(message) {
-            unsent.push_back(message);
-        }
-    }
-
-    fn flush_unsent(&self) {
-        let mut unsent = self.unsent.borrow_mut();
-        while let Some(message) = unsent.pop_front() {
-            if let Err(message) = self.set().inbox.push(message) {
-                unsent.push_front(message);
-                return;
-            }
-        }
-    }
-
-    fn ask_for_space(&self) {
-        for (stream, dirty) in [(&self.dirty, true), (&self.clean, false)] {
-            if stream.wants_more() {
-                let front = self.id;
-                self.send(Message::WantBucket { front, dirty });
-            }
-        }
-    }
-
-    fn stream(&self, dirty: bool) -> &Stream {
-        if dirty { &self.dirty } else { &self.clean }
-    }
-
-    /// The owner knows of a piece, or never will.
-    fn reported(&self, dirty: bool, at: Sector) {
-        let bucket = self.set().gens.bucket_of(at);
-        if let Some(done) = self.stream(dirty).reported(bucket) {
-            self.send(Message::DoneBucket(done));
-        }
-    }
-
-    fn fresh(&self, extent: &Extent) -> bool {
-        let gens = &self.set().gens;
-        gens.generation(gens.bucket_of(extent.at)) == extent.generation
-    }
-
-    /// What is at `at`, up to `max` sectors.
-    #[inline]
-    fn find(&self, at: Sector, max: u32) -> Found {
-        match self.attached.index.lookup(&self.reader, at) {
-            Lookup::Hit(e) if self.fresh(&e) => {
-                let from = e.cut(at, e.end());
-                let sectors = if from.sectors >= max {
-                    max
-                } else {
-                    self.join(&from, max)
-                };
-                Found::Cached {
-                    at: from.at,
-                    generation: e.generation,
-                    dirty: e.dirty,
-                    sectors,
-                }
-            }
-            Lookup::Hit(e) => self.missing(at, e.end(), max),
-            Lookup::Hole { next } => self.missing(at, next, max),
-        }
-    }
-
-    /// How far a hit goes on seamlessly in the same bucket.
-    fn join(&self, first: &Extent, max: u32) -> u32 {
-        let gens = &self.set().gens;
-        let bucket = gens.bucket_of(first.at);
-        let mut sectors = first.sectors;
-        for _ in 0..JOIN_MAX {
-            if sectors >= max {
-                break;
-            }
-            let next = first.start + u64::from(sectors);
-            match self.attached.index.lookup(&self.reader, next) {
-                Lookup::Hit(e)
-                    if e.start == next
-                        && e.at == first.at + u64::from(sectors)
-                        && e.generation == first.generation
-                        && e.dirty == first.dirty
-                        && gens.bucket_of(e.at) == bucket =>
-                {
-                    sectors += e.sectors;
-                }
-                _ => break,
-            }
-        }
-        sectors.min(max)
-    }
-
-    /// How far a miss goes on, over holes and stale extents.
-    fn missing(&self, at: Sector, mut end: Sector, max: u32) -> Found {
-        let limit = at + u64::from(max);
-        for _ in 0..JOIN_MAX {
-            if end >= limit {
-                break;
-            }
-            match self.attached.index.lookup(&self.reader, end) {
-                Lookup::Hit(e) if self.fresh(&e) => break,
-                Lookup::Hit(e) => end = e.end(),
-                Lookup::Hole { next } => end = next,
-            }
-        }
-        Found::Missing {
-            sectors: (end.min(limit) - at) as u32,
-        }
-    }
 }
 
 impl<L: Lane> Front<L> {
@@ -316,10 +134,7 @@ impl<L: Lane> Front<L> {
             self.replied(link, reply);
             done += 1;
         }
-        let traffic = link.traffic_sectors.take();
-        if traffic > 0 {
-            link.set().gens.tick(traffic);
-        }
+        link.tell_counts();
         done
     }
 
@@ -374,7 +189,7 @@ impl<L: Lane> Front<L> {
         if !io.failed.get() && !io.again.get() {
             match (io.phase.get(), link) {
                 (Phase::Reading, _) => self.pump_read(&io),
-                (Phase::Caching, Some(link)) => self.pump_caching(link, &io),
+                (Phase::Caching, Some(link)) if !io.rescue.get() => self.pump_caching(link, &io),
                 (Phase::Through, Some(link)) if io.outstanding.get() == 0 => {
                     return self.end_through(link, io, true);
                 }
@@ -394,7 +209,22 @@ impl<L: Lane> Front<L> {
                 Some(link) => self.end_through(link, io, false),
                 None => self.finish(io),
             },
+            Phase::Caching if io.rescue.get() && !io.failed.get() => match link {
+                Some(link) => self.ask(link, io, Through::Rescue),
+                None => self.finish(io),
+            },
             _ => self.finish(io),
+        }
+    }
+
+    /// What a part of an I/O stands for.
+    fn extent_of(io: &L::Io, part: &Part) -> Extent {
+        Extent {
+            start: io.start.get() + u64::from(part.host_sectors),
+            sectors: part.sectors,
+            at: part.at,
+            generation: part.generation,
+            dirty: part.dirty,
         }
     }
 
@@ -448,7 +278,10 @@ impl<L: Lane> Front<L> {
                         step: Step::CacheCopied,
                         ..done
                     }),
-                    (Some(link), false) => link.reported(false, done.at),
+                    (Some(link), false) => {
+                        link.cache_error(Self::extent_of(&io, &done), true);
+                        link.reported(false, done.at);
+                    }
                     (None, false) => {}
                 }
                 self.settle(io);
@@ -493,8 +326,7 @@ impl<L: Lane> Front<L> {
         if let Some(link) = &self.link {
             // Before the first lookup: what changes later must be noticed.
             io.seen.set(link.attached.changes.load(Ordering::Acquire));
-            link.traffic_sectors
-                .set(link.traffic_sectors.get() + io.sectors.get());
+            link.count(io.sectors.get());
         }
         self.pump_read(&io);
         if io.outstanding.get() == 0 {
@@ -626,18 +458,20 @@ impl<L: Lane> Front<L> {
         let slot = usize::from(nr);
         let fill = link.fills.borrow()[slot].expect("the fill is under way");
         if fill.writing {
-            if ok {
-                link.send(Message::Fill {
+            let extent = Extent {
+                start: fill.start,
+                sectors: fill.sectors,
+                at: fill.at,
+                generation: fill.generation,
+                dirty: false,
+            };
+            match ok {
+                true => link.send(Message::Fill {
                     volume: link.attached.number,
-                    extent: Extent {
-                        start: fill.start,
-                        sectors: fill.sectors,
-                        at: fill.at,
-                        generation: fill.generation,
-                        dirty: false,
-                    },
+                    extent,
                     seen: fill.seen,
-                });
+                }),
+                false => link.cache_error(extent, true),
             }
             return self.end_fill(link, nr, &fill);
         }
@@ -673,6 +507,7 @@ impl<L: Lane> Front<L> {
             // The bucket was reused under the read: what came is not what was asked for.
             io.again.set(true);
         } else if !ok {
+            link.cache_error(Self::extent_of(&io, part), false);
             return self.cache_read_failed(io, part);
         }
         self.settle(io);
@@ -692,11 +527,6 @@ impl<L: Lane> Front<L> {
                 self.begin_part(&io, Step::BackingRead, Side::Backing, Direction::Read, back);
             }
             _ => {
-                log::error!(
-                    "{}: dirty data at sector {} cannot be read from the cache device",
-                    self.volume.name,
-                    io.start.get() + u64::from(part.host_sectors)
-                );
                 io.failed.set(true);
                 self.settle(io);
             }
@@ -709,8 +539,7 @@ impl<L: Lane> Front<L> {
         let Some(link) = &self.link else {
             return self.write_backing(io, Phase::Direct);
         };
-        link.traffic_sectors
-            .set(link.traffic_sectors.get() + io.sectors.get());
+        link.count(io.sectors.get());
         let cached = self.volume.data_offset.is_none()
             || self.volume.mode() == CacheMode::WriteBack
                 && link.set().writeback_ok.load(Ordering::Relaxed);
@@ -780,8 +609,13 @@ impl<L: Lane> Front<L> {
     fn cache_write_done(&self, io: L::Io, part: &Part, ok: bool) {
         let link = self.link.as_ref().expect("cache writes need a cache");
         if !ok {
-            io.failed.set(true);
+            link.cache_error(Self::extent_of(&io, part), true);
             link.reported(true, part.at);
+            // The host's data are still at hand, and where there is a backing device it takes them.
+            match self.volume.data_offset {
+                Some(_) => io.rescue.set(true),
+                None => io.failed.set(true),
+            }
             return self.settle(io);
         }
         // The part is free for another transfer; the request waits for the owner's answer.
@@ -789,16 +623,10 @@ impl<L: Lane> Front<L> {
             front: link.id,
             token: self.lane.token(&io),
             volume: link.attached.number,
-            extent: Extent {
-                start: io.start.get() + u64::from(part.host_sectors),
-                sectors: part.sectors,
-                at: part.at,
-                generation: part.generation,
-                dirty: true,
-            },
+            extent: Self::extent_of(&io, part),
         });
         link.reported(true, part.at);
-        if io.rest() > 0 {
+        if io.rest() > 0 && !io.rescue.get() {
             self.pump_caching(link, &io);
         }
     }
@@ -827,8 +655,10 @@ impl<L: Lane> Front<L> {
                 io.phase.set(Phase::Caching);
                 self.proceed(io);
             }
-            (Verdict::Go { .. }, Kind::Write) => {
+            (Verdict::Go { flush }, Kind::Write) => {
+                io.flush_after.set(flush);
                 let copy = self.volume.mode() == CacheMode::WriteThrough
+                    && !io.rescue.get()
                     && link.set().fill_ok.load(Ordering::Relaxed);
                 if !copy {
                     self.stats.bypassed_sectors.add(io.sectors.get());
@@ -892,13 +722,7 @@ impl<L: Lane> Front<L> {
             if ok {
                 link.send(Message::Copied {
                     volume: link.attached.number,
-                    extent: Extent {
-                        start: io.start.get() + u64::from(part.host_sectors),
-                        sectors: part.sectors,
-                        at: part.at,
-                        generation: part.generation,
-                        dirty: false,
-                    },
+                    extent: Self::extent_of(&io, &part),
                 });
             }
             link.reported(false, part.at);
@@ -914,6 +738,7 @@ impl<L: Lane> Front<L> {
             kind: match io.kind.get() {
                 Kind::WriteZeroes => Through::Zeroes,
                 Kind::Unmap => Through::Unmap,
+                _ if io.rescue.get() => Through::Rescue,
                 _ => Through::Write,
             },
             ok,

@@ -26,14 +26,18 @@
 //!   the deletion is durable.
 //! - A fill is dropped if anything in its range changed since the read looked the range up, or a
 //!   through write is in it ([`conflict::Versions`]).
-//! - A range with dirty data, or with write-back in flight, is never written through.
+//! - A range with dirty data, or with write-back in flight, is never written through. Two exceptions,
+//!   zeroes and data that the cache device did not take (a *rescue*), go under the dirty data: they
+//!   are flushed on the backing device before the map forgets what lies over them.
 
 pub mod conflict;
 pub mod front;
 pub mod lane;
+mod link;
 pub mod msg;
 pub mod owner;
 pub mod space;
+pub mod trouble;
 pub mod volume;
 
 use std::cell::Cell;
@@ -140,7 +144,9 @@ pub struct Request {
     pub(crate) missed: Cell<bool>,
     /// Stands in the line for space.
     pub(crate) queued: Cell<bool>,
-    /// The zeroes must be durable before the map forgets the dirty data under them.
+    /// The cache device did not take the data: they go to the backing device.
+    pub(crate) rescue: Cell<bool>,
+    /// What was written must be durable on the backing device before the map forgets the dirty data under them.
     pub(crate) flush_after: Cell<bool>,
     /// The count of changes before the first lookup.
     pub(crate) seen: Cell<u64>,
@@ -167,6 +173,7 @@ impl Request {
             again: Cell::new(false),
             missed: Cell::new(false),
             queued: Cell::new(false),
+            rescue: Cell::new(false),
             flush_after: Cell::new(false),
             seen: Cell::new(0),
             parts: [const { Cell::new(Part::FREE) }; PARTS],
@@ -186,6 +193,7 @@ impl Request {
         self.again.set(false);
         self.missed.set(false);
         self.queued.set(false);
+        self.rescue.set(false);
         self.flush_after.set(false);
         for part in &self.parts {
             part.set(Part::FREE);

@@ -27,6 +27,15 @@ pub enum Through {
     Zeroes,
     /// A discard.
     Unmap,
+    /// Host data that the cache device did not take.
+    Rescue,
+}
+
+impl Through {
+    /// Whether it goes under dirty data, which are forgotten once it is durable.
+    pub fn is_over_dirty(self) -> bool {
+        matches!(self, Through::Zeroes | Through::Rescue)
+    }
 }
 
 /// From a reactor to the owner.
@@ -123,6 +132,15 @@ pub enum Message {
         /// For dirty data: may wait until write-back has made room. Else answered by
         /// [`Reply::Dry`] when there is none.
         dirty: bool,
+    },
+    /// The cache device failed to read or write an extent.
+    CacheError {
+        /// The volume's number.
+        volume: u32,
+        /// What was read, or was to be written.
+        extent: Extent,
+        /// Whether it was a write.
+        write: bool,
     },
     /// A granted bucket will not be written to any more.
     DoneBucket(BucketNr),

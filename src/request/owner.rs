@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::conflict::{Throughs, Versions};
 use super::msg::{Message, Outbox, Reply, Through, Verdict};
+use super::trouble::Health;
 use super::volume::{Attached, SetShared};
 use crate::alloc::Purpose;
 use crate::btree::{JournalFull, Tree};
@@ -57,6 +58,9 @@ pub struct Volume {
     /// How much of that a flush of the backing device has covered.
     flushed_through: Cell<u64>,
     flushing: Lock,
+    /// The volume is about to leave the set: nothing may become dirty any more. A write over dirty
+    /// data waits until they are written back.
+    leaving: Cell<bool>,
     /// Ranges that write-back is writing.
     writing_back: RefCell<Vec<(Sector, Sector)>>,
     /// Fills that came to nothing.
@@ -74,6 +78,11 @@ impl Volume {
     pub fn is_writing_back(&self, start: Sector, end: Sector) -> bool {
         let ranges = self.writing_back.borrow();
         ranges.iter().any(|r| r.0 < end && start < r.1)
+    }
+
+    /// Whether the volume is still about to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
     }
 
     fn changed(&self, start: Sector, end: Sector) {
@@ -128,10 +137,12 @@ pub struct Owner {
     /// The map.
     pub tree: Rc<Tree>,
     exec: Executor,
-    latch: Rc<Latch>,
+    pub(super) latch: Rc<Latch>,
+    /// The errors of the cache device.
+    pub health: Health,
     volumes: RefCell<Vec<Option<Rc<Volume>>>>,
     fronts: RefCell<Vec<Option<FrontEnd>>>,
-    throughs: RefCell<Throughs>,
+    pub(super) throughs: RefCell<Throughs>,
     parked: RefCell<Vec<Message>>,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
@@ -149,6 +160,7 @@ impl Owner {
             tree,
             exec,
             latch,
+            health: Health::default(),
             volumes: RefCell::default(),
             fronts: RefCell::default(),
             throughs: RefCell::default(),
@@ -188,6 +200,7 @@ impl Owner {
             written_through: Cell::new(1),
             flushed_through: Cell::new(0),
             flushing: Lock::default(),
+            leaving: Cell::new(false),
             writing_back: RefCell::default(),
             collisions: Counter::default(),
             activity: Cell::new(0),
@@ -214,9 +227,10 @@ impl Owner {
     }
 
     /// Waits until nothing of a volume is under way that has no front any more: what its fronts
-    /// sent has been handled, and its ranges are released.
+    /// sent has been handled, and its ranges are released. In a set that has stopped too: what is
+    /// under way there ends in errors.
     pub async fn settled(&self, volume: &Volume) {
-        while self.latch.check().is_ok() {
+        loop {
             let quiet = self.set.inbox.is_empty()
                 && self.backlog.borrow().is_empty()
                 && !self.throughs.borrow().any(volume.number)
@@ -233,7 +247,7 @@ impl Owner {
         self.volumes.borrow().iter().flatten().cloned().collect()
     }
 
-    fn volume(&self, number: u32) -> Rc<Volume> {
+    pub(super) fn volume(&self, number: u32) -> Rc<Volume> {
         let volumes = self.volumes.borrow();
         let volume = volumes.get(number as usize).and_then(Option::as_ref);
         volume.expect("a front's volume exists").clone()
@@ -353,6 +367,11 @@ impl Owner {
                 start,
                 sectors,
             } => self.discard(front, token, volume, start, start + sectors),
+            Message::CacheError {
+                volume,
+                extent,
+                write,
+            } => self.cache_error(volume, extent, write),
             Message::WantBucket { front, dirty } => self.want_bucket(front, dirty),
             Message::DoneBucket(bucket) => self.done_bucket(bucket),
             Message::Hello(id, mailbox) => {
@@ -499,10 +518,11 @@ impl Owner {
         }
         let volume = self.volume(number);
         let written_back = volume.is_writing_back(start, end);
-        if kind == Through::Write && (written_back || self.has_dirty(&volume, start, end)) {
+        let dirty = kind == Through::Write && self.has_dirty(&volume, start, end);
+        if kind == Through::Write && (written_back || dirty) && !volume.leaving.get() {
             return self.reply(front, verdict(Verdict::Cache));
         }
-        if written_back || self.throughs.borrow().overlaps(number, start, end) {
+        if written_back || dirty || self.throughs.borrow().overlaps(number, start, end) {
             let message = Message::BeginThrough {
                 front,
                 token,
@@ -525,7 +545,7 @@ impl Owner {
         }
         let owner = self.clone();
         self.spawn(async move {
-            let flush = kind == Through::Zeroes && owner.tree.dirty_sectors(volume.inode) > 0;
+            let flush = kind.is_over_dirty() && owner.tree.dirty_sectors(volume.inode) > 0;
             let done = owner.forget(&volume, start, end).await;
             let word = match done {
                 Ok(()) => Verdict::Go { flush },
@@ -539,7 +559,12 @@ impl Owner {
     }
 
     /// Deletes all clean extents in a range from the map, durably.
-    async fn forget(&self, volume: &Volume, start: Sector, end: Sector) -> Result<(), Stopped> {
+    pub(super) async fn forget(
+        &self,
+        volume: &Volume,
+        start: Sector,
+        end: Sector,
+    ) -> Result<(), Stopped> {
         self.tree.delete(volume.inode, start, end, true).await?;
         self.tree.journal.commit().await
     }
@@ -565,7 +590,7 @@ impl Owner {
         let volume = self.volume(number);
         // Even a failed write may have changed something.
         volume.written_through.set(volume.written_through.get() + 1);
-        if ok && kind == Through::Zeroes {
+        if ok && kind.is_over_dirty() {
             let owner = self.clone();
             return self.spawn(async move {
                 let inode = volume.inode;
@@ -579,7 +604,7 @@ impl Owner {
         self.reply(front, Reply::Ended { token, ok: true });
     }
 
-    fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
+    pub(super) fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
         volume.changed(start, end);
         self.throughs
             .borrow_mut()
@@ -722,6 +747,19 @@ impl Owner {
     }
 
     // --- write-back ---
+
+    /// From here on no write past the cache is sent into it for the dirty data under it. Somebody
+    /// must want the volume written back as long as this holds, or such writes wait for ever.
+    pub fn begin_leaving(&self, volume: &Volume) {
+        volume.leaving.set(true);
+    }
+
+    /// The volume stays: writes that waited go into the cache.
+    pub fn stay(self: &Rc<Self>, volume: &Volume) {
+        if volume.leaving.replace(false) {
+            self.unpark();
+        }
+    }
 
     /// Takes a range for write-back; false while a through write is in it.
     pub fn begin_writeback(&self, volume: &Volume, start: Sector, end: Sector) -> bool {

@@ -26,6 +26,8 @@ pub struct SetShared {
     pub fill_ok: AtomicBool,
     /// Set when the set has stopped for good.
     pub stopped: AtomicBool,
+    /// Host reads and writes of volumes of the set so far, counted in coarse steps.
+    ios: AtomicU64,
     front_ids: Mutex<(Vec<u32>, u32)>,
 }
 
@@ -40,8 +42,19 @@ impl SetShared {
             writeback_ok: AtomicBool::new(true),
             fill_ok: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
+            ios: AtomicU64::new(0),
             front_ids: Mutex::new((Vec::new(), 0)),
         }
+    }
+
+    /// Host reads and writes so far.
+    pub fn ios(&self) -> u64 {
+        self.ios.load(Ordering::Relaxed)
+    }
+
+    /// Counts host reads and writes.
+    pub fn count_ios(&self, n: u64) {
+        self.ios.fetch_add(n, Ordering::Relaxed);
     }
 
     /// A number for a new front.
@@ -118,6 +131,11 @@ impl VolumeShared {
     /// Its size in sectors.
     pub fn size_sectors(&self) -> u64 {
         self.size_sectors.load(Ordering::Relaxed)
+    }
+
+    /// Changes its size, before hosts are told of a larger one or after they were of a smaller.
+    pub fn set_size_sectors(&self, sectors: u64) {
+        self.size_sectors.store(sectors, Ordering::Relaxed);
     }
 
     /// The cache mode now.

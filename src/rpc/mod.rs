@@ -19,6 +19,7 @@ use crate::set::format::Permission;
 use crate::set::host::OpenError;
 use crate::set::hub::Hub;
 use crate::set::options;
+use crate::units::{Inode, Uuid};
 
 /// All methods.
 pub const METHODS: &[&str] = &[
@@ -26,15 +27,19 @@ pub const METHODS: &[&str] = &[
     "bdev_bcache_create",
     "bdev_bcache_create_flash_volume",
     "bdev_bcache_delete",
+    "bdev_bcache_delete_flash_volume",
     "bdev_bcache_detach",
     "bdev_bcache_flush_start",
     "bdev_bcache_flush_status",
+    "bdev_bcache_forget_volume",
     "bdev_bcache_gc",
     "bdev_bcache_get_bdevs",
     "bdev_bcache_get_sets",
     "bdev_bcache_get_stats",
     "bdev_bcache_register",
     "bdev_bcache_reset_stats",
+    "bdev_bcache_resize_flash_volume",
+    "bdev_bcache_run",
     "bdev_bcache_set_cache_mode",
     "bdev_bcache_set_module_options",
     "bdev_bcache_set_options",
@@ -78,7 +83,7 @@ impl From<SetError> for RpcError {
         let code = match &error {
             Invalid(_) => INVALID_PARAMS,
             Open(_, OpenError::NotFound) | NoVolume(_) | NoSet(_) => -ENODEV,
-            Open(_, OpenError::Busy) | Busy(_) | Elsewhere(..) | Dirty(_) => -EBUSY,
+            Open(_, OpenError::Busy) | Busy(_) | Elsewhere(..) | Dirty(_) | WouldLose(_) => -EBUSY,
             Open(_, OpenError::Os(errno)) | Register(_, errno) => -errno,
             Io(..) | Stopped(_) => -EIO,
             Occupied(_) | NameTaken(_) => -EEXIST,
@@ -128,6 +133,33 @@ struct FlashParams {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ResizeParams {
+    name: String,
+    size_mb: u64,
+    #[serde(default)]
+    discard_dirty: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiscardParams {
+    name: String,
+    #[serde(default)]
+    discard_dirty: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForgetParams {
+    set: String,
+    uuid: Option<String>,
+    inode: Option<u32>,
+    #[serde(default)]
+    discard_dirty: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RegisterParams {
     bdev_name: String,
     #[serde(default)]
@@ -148,9 +180,11 @@ struct Set {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NameAndSet {
+struct AttachParams {
     name: String,
     set: String,
+    #[serde(default)]
+    discard_dirty: bool,
 }
 
 #[derive(Deserialize)]
@@ -182,6 +216,9 @@ struct VolumeOptions {
 struct SetOptions {
     set: String,
     journal_delay_ms: Option<u64>,
+    io_error_limit: Option<u64>,
+    io_error_halflife: Option<u64>,
+    errors: Option<String>,
     #[serde(default)]
     when_up: bool,
 }
@@ -223,8 +260,8 @@ pub async fn call(hub: Rc<Hub>, method: &str, params: Value) -> Answer {
         }
         "bdev_bcache_register" => register(&hub, parse(params)?).await,
         "bdev_bcache_attach" => {
-            let p: NameAndSet = parse(params)?;
-            done(hub.attach(&p.name, &p.set).await)
+            let p: AttachParams = parse(params)?;
+            done(hub.attach(&p.name, &p.set, p.discard_dirty).await)
         }
         "bdev_bcache_detach" => done(hub.detach(&parse::<Name>(params)?.name).await),
         "bdev_bcache_delete" => done(hub.delete(&parse::<Name>(params)?.name).await),
@@ -258,6 +295,37 @@ pub async fn call(hub: Rc<Hub>, method: &str, params: Value) -> Answer {
         "bdev_bcache_reset_stats" => {
             let p: NameOrSet = parse(params)?;
             report::reset(&hub, &p.either()?)
+        }
+        _ => give_up(hub, method, params).await,
+    }
+}
+
+/// The methods by which data may be given up, each only when told so.
+async fn give_up(hub: Rc<Hub>, method: &str, params: Value) -> Answer {
+    match method {
+        "bdev_bcache_delete_flash_volume" => {
+            let p: DiscardParams = parse(params)?;
+            done(hub.delete_flash(&p.name, p.discard_dirty).await)
+        }
+        "bdev_bcache_resize_flash_volume" => {
+            let p: ResizeParams = parse(params)?;
+            done(hub.resize_flash(&p.name, p.size_mb, p.discard_dirty).await)
+        }
+        "bdev_bcache_run" => {
+            let p: DiscardParams = parse(params)?;
+            done(hub.run_alone(&p.name, p.discard_dirty).await)
+        }
+        "bdev_bcache_forget_volume" => {
+            let p: ForgetParams = parse(params)?;
+            let uuid = match (&p.uuid, p.inode) {
+                (Some(text), None) => {
+                    Some(Uuid::parse(text).ok_or_else(|| invalid(format!("{text:?} is no UUID")))?)
+                }
+                (None, Some(_)) => None,
+                _ => return Err(invalid("give either uuid or inode")),
+            };
+            let inode = p.inode.map(Inode);
+            done(hub.forget(&p.set, uuid, inode, p.discard_dirty).await)
         }
         _ => Err(RpcError {
             code: METHOD_NOT_FOUND,
@@ -354,8 +422,15 @@ fn set_options(hub: &Hub, p: VolumeOptions) -> Answer {
 }
 
 fn set_set_options(hub: &Hub, p: SetOptions) -> Answer {
+    let on_error = |name: String| {
+        options::OnError::from_name(&name)
+            .ok_or_else(|| invalid(format!("errors {name} cannot be: unregister or panic")))
+    };
     let options = options::SetOptions {
         journal_delay_ms: p.journal_delay_ms,
+        io_error_limit: p.io_error_limit,
+        io_error_halflife: p.io_error_halflife,
+        errors: p.errors.map(on_error).transpose()?,
     };
     done(hub.set_set_options(&p.set, options, p.when_up))
 }
@@ -381,7 +456,7 @@ pub fn config(hub: &Hub) -> Vec<(&'static str, Value)> {
         }
     }
     let now = hub.volumes().into_iter();
-    let now = now.filter_map(|v| Some((v.name.clone(), report::changed_options(&v)?)));
+    let now = now.filter_map(|v| Some((v.name.clone(), options::VolumeOptions::changed(&v)?)));
     for (name, options) in now.chain(later.volumes) {
         calls.push((
             "bdev_bcache_set_options",
@@ -389,7 +464,7 @@ pub fn config(hub: &Hub) -> Vec<(&'static str, Value)> {
         ));
     }
     let now = hub.sets().into_iter();
-    let now = now.filter_map(|s| Some((s.set_uuid(), report::changed_set_options(&s)?)));
+    let now = now.filter_map(|s| Some((s.set_uuid(), options::SetOptions::changed(&s)?)));
     for (uuid, options) in now.chain(later.sets) {
         calls.push((
             "bdev_bcache_set_set_options",

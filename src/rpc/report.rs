@@ -6,12 +6,10 @@ use serde_json::{Value, json};
 
 use super::{About, Answer};
 use crate::format::superblock::{BackingState, CacheMode};
-use crate::journal::JOURNAL_DELAY_MS;
-use crate::request::owner::WRITEBACK_PERCENT;
 use crate::set::cache::CacheSet;
 use crate::set::error::SetError;
 use crate::set::hub::Hub;
-use crate::set::options::{SetOptions, VolumeOptions};
+use crate::set::options::{OnError, SetOptions, VolumeOptions};
 use crate::set::volume::Volume;
 use crate::stats::Counts;
 use crate::units::{SECTOR_BYTES, Uuid};
@@ -44,25 +42,6 @@ fn options(volume: &Volume) -> Value {
     }
 }
 
-/// Options of a volume, when any is not the default.
-pub fn changed_options(volume: &Volume) -> Option<VolumeOptions> {
-    let link = volume.link.borrow();
-    let owned = &link.as_ref()?.volume;
-    let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
-    (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
-        writeback_running: Some(running),
-        writeback_percent: Some(percent),
-    })
-}
-
-/// Options of a set, when any is not the default.
-pub fn changed_set_options(set: &CacheSet) -> Option<SetOptions> {
-    let ms = set.journal.delay_ms();
-    (ms != JOURNAL_DELAY_MS).then_some(SetOptions {
-        journal_delay_ms: Some(ms),
-    })
-}
-
 /// Parameters, without those that say nothing.
 fn said(params: Value) -> Value {
     match params {
@@ -89,6 +68,9 @@ pub fn set_params(uuid: Uuid, options: SetOptions) -> Value {
     said(json!({
         "set": uuid.to_string(),
         "journal_delay_ms": options.journal_delay_ms,
+        "io_error_limit": options.io_error_limit,
+        "io_error_halflife": options.io_error_halflife,
+        "errors": options.errors.map(OnError::name),
         "when_up": true,
     }))
 }
@@ -140,6 +122,21 @@ pub fn bdevs(hub: &Hub, name: Option<String>) -> Answer {
     Ok(volumes.iter().map(|v| bdev(v)).collect())
 }
 
+/// Whose data a set holds, here or not.
+fn known_volumes(hub: &Hub, set: &Rc<CacheSet>) -> Value {
+    let known = hub.members(set).into_iter().map(|m| {
+        json!({
+            "uuid": m.uuid.map(|uuid| uuid.to_string()),
+            "name": m.name,
+            "kind": if m.is_flash { "flash" } else { "cached" },
+            "inode": m.inode.0,
+            "attached": m.is_attached,
+            "dirty_bytes": m.dirty_sectors * BYTES,
+        })
+    });
+    known.collect()
+}
+
 fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
     let sb = set.superblock();
     let (census, tree) = (set.alloc.census(), set.tree.stats());
@@ -149,10 +146,16 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
     let available = (census.free + census.clean) * 100 / data.max(1);
     let volumes = hub.volumes_of(set);
     let volumes: Vec<String> = volumes.iter().map(|v| v.name.clone()).collect();
+    let health = &set.owner.health;
+    let (state, failure) = match (set.latch.why(), health.lost()) {
+        (Some(why), _) => ("failed", Some(why)),
+        (None, Some(why)) => ("degraded", Some(why)),
+        (None, None) => ("running", None),
+    };
     json!({
         "set": set.set_uuid().to_string(),
-        "state": if set.latch.why().is_some() { "failed" } else { "running" },
-        "failure": set.latch.why(),
+        "state": state,
+        "failure": failure,
         "devices": [{
             "bdev_name": set.disk.name(),
             "uuid": sb.uuid.to_string(),
@@ -168,6 +171,7 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             },
         }],
         "volumes": volumes,
+        "known_volumes": known_volumes(hub, set),
         "tree_depth": tree.depth,
         "btree_nodes": tree.nodes,
         "cached_extents": tree.extents,
@@ -181,7 +185,18 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             "oldest_seq": oldest.0,
             "open_seq": open.0,
         },
-        "options": {"journal_delay_ms": set.journal.delay_ms()},
+        "io_errors": {
+            "recent": health.recent(set.owner.set.ios()).round() as u64,
+            "reads": health.read_errors.get(),
+            "writes": health.write_errors.get(),
+        },
+        "writeback_failures": set.writeback.failures.get(),
+        "options": {
+            "journal_delay_ms": set.journal.delay_ms(),
+            "io_error_limit": health.limit.get(),
+            "io_error_halflife": health.halflife.get(),
+            "errors": set.on_error.get().name(),
+        },
     })
 }
 

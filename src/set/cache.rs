@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::error::SetError;
 use super::host::Host;
+use super::options::OnError;
 use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, prios};
 use crate::btree::Tree;
@@ -29,12 +30,14 @@ use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
 use crate::request::owner::Owner;
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
-use crate::task::Executor;
+use crate::task::{Executor, either};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
 use crate::writeback::Writeback;
 
 /// Threads that can have fronts of one set at the same time.
 const READERS_MAX: usize = 1024;
+/// How long a change of the uuid table waits for a bucket: 10 s.
+const BUCKET_WAIT_US: u64 = 10_000_000;
 
 /// A running cache set.
 pub struct CacheSet {
@@ -54,6 +57,8 @@ pub struct CacheSet {
     pub owner: Rc<Owner>,
     /// Its write-back.
     pub writeback: Rc<Writeback>,
+    /// What becomes of it when its device fails.
+    pub on_error: Cell<OnError>,
     uuids: RefCell<Vec<UuidEntry>>,
     stopped: Cell<bool>,
 }
@@ -330,11 +335,17 @@ impl CacheSet {
                 .map(|owner| owner.volumes())
                 .unwrap_or_default();
             Box::pin(async move {
-                let mut result = Ok(());
+                let mut failed = Vec::new();
                 for volume in volumes {
-                    result = result.and(volume.flush_backing().await);
+                    if let Err(why) = volume.flush_backing().await {
+                        log::warn!(
+                            "the backing device of volume {} was not flushed: {why}",
+                            volume.number
+                        );
+                        failed.push(volume.inode);
+                    }
                 }
-                result
+                failed
             })
         }));
         Rc::new(CacheSet {
@@ -347,6 +358,7 @@ impl CacheSet {
             tree,
             owner,
             writeback,
+            on_error: Cell::default(),
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             stopped: Cell::new(false),
         })
@@ -420,7 +432,12 @@ impl CacheSet {
     /// bucket that held it before.
     async fn place_uuids(&self) -> Result<Option<Ptr>, SetError> {
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
-        self.alloc.nodes_ready(1).await.map_err(stopped)?;
+        // Bounded, because nothing else is done to any volume meanwhile: a cache that is full of
+        // dirty data has no bucket as long as its backing devices fail.
+        let ready = Cell::new(Ok(()));
+        let wait = async { ready.set(self.alloc.nodes_ready(1).await) };
+        either(wait, self.exec().sleep_us(BUCKET_WAIT_US)).await;
+        ready.get().map_err(stopped)?;
         let taken = self.alloc.take(Purpose::Node);
         let (bucket, generation) = taken.ok_or(SetError::NoSpace(self.disk.name()))?;
         let geometry = self.shape.geometry;
@@ -456,8 +473,15 @@ impl CacheSet {
         &self,
         change: impl FnOnce(&mut Vec<UuidEntry>),
     ) -> Result<(), SetError> {
+        let before = self.uuids();
         change(&mut self.uuids.borrow_mut());
-        let old = self.place_uuids().await?;
+        let old = match self.place_uuids().await {
+            Ok(old) => old,
+            Err(error) => {
+                *self.uuids.borrow_mut() = before;
+                return Err(error);
+            }
+        };
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         self.journal.commit_roots().await.map_err(stopped)?;
         if let Some(ptr) = old {
@@ -471,13 +495,6 @@ impl CacheSet {
     pub fn find_uuid(&self, uuid: Uuid) -> Option<Inode> {
         let table = self.uuids.borrow();
         let found = table.iter().position(|e| e.is_live() && e.uuid == uuid);
-        found.map(|i| Inode(i as u32))
-    }
-
-    /// The index of a free entry whose inode has no keys left.
-    pub fn free_uuid(&self) -> Option<Inode> {
-        let table = self.uuids.borrow();
-        let found = table.iter().position(UuidEntry::is_free);
         found.map(|i| Inode(i as u32))
     }
 
@@ -499,6 +516,7 @@ impl CacheSet {
                 self.latch.check()?;
                 self.owner.released.wait().await;
             }
+            self.writeback.ended().await;
             self.tree.flush().await?;
             self.alloc.stop_and_write().await?;
             self.journal.stop().await
@@ -508,6 +526,7 @@ impl CacheSet {
         self.alloc.stop();
         self.alloc.sweep_due.notify();
         self.journal.abandon();
+        self.latch.close();
         result.map_err(stopped)
     }
 }

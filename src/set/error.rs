@@ -31,6 +31,8 @@ pub enum SetError {
     Elsewhere(String, String),
     /// The device has dirty data that would be lost.
     Dirty(String),
+    /// Data would be lost that are nowhere else, and which.
+    WouldLose(String),
     /// The set's block is smaller than the device's.
     BlockTooSmall {
         /// The device.
@@ -136,6 +138,7 @@ impl fmt::Display for SetError {
                 "{name} has dirty data that are nowhere else; start its set, or, to lose them, say \
                  force and discard_dirty"
             ),
+            WouldLose(what) => write!(f, "{what}; to lose them, say discard_dirty"),
             BlockTooSmall {
                 device,
                 set_sectors,
@@ -178,7 +181,8 @@ impl fmt::Display for SetError {
             ),
             NoRoom(set) => write!(
                 f,
-                "cache set {set} has no room for another volume in its uuid table"
+                "cache set {set} has no room for another volume in its uuid table: detach one, or \
+                 forget one that will not come back (bdev_bcache_forget_volume)"
             ),
             NoSpace(name) => write!(f, "{name}: no free bucket"),
             Stopped(why) => write!(f, "the cache set has stopped: {why}"),

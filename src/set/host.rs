@@ -65,6 +65,16 @@ pub trait Host {
     /// are made anew for `volume` (of the same name) and go on.
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture;
 
+    /// Tells hosts that a shown volume has so many sectors now.
+    ///
+    /// # Errors
+    /// A positive errno: it cannot shrink while somebody has it open, or is not shown.
+    fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32>;
+
+    /// Ends the process at once, as a crash would: asked for by a set's option `errors=panic`. A
+    /// simulated world only notes it.
+    fn panic(&self, why: &str);
+
     /// Random bits.
     fn entropy(&self) -> u64;
 

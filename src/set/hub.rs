@@ -4,28 +4,31 @@
 //! Steps are ordered so that a crash between any two leaves a state that the next start brings up,
 //! at worst with an entry in the uuid table that nothing uses. How volumes are made stands in
 //! [`super::create`], how they come up by themselves in [`super::register`], how they come to a set
-//! and leave it in [`super::join`].
+//! and leave it in [`super::join`], those that live on a set alone in `flash`, and whose data a set
+//! holds in [`super::members`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::cache::CacheSet;
 use super::error::SetError;
-use super::format;
 use super::host::Host;
-use super::join::drop_keys;
+use super::join::drop_clean;
 use super::options::Later;
 use super::volume::Volume;
 use crate::disk::Disk;
 use crate::format::superblock::CacheMode;
-use crate::format::uuids::UuidEntry;
 use crate::stats::TICK_S;
-use crate::task::{Executor, Lock};
+use crate::task::{Executor, Lock, either};
 use crate::units::Uuid;
+
+/// How long the end of the process waits for all sets to stop in good order: 30 s.
+pub const STOP_LIMIT_US: u64 = 30_000_000;
 
 /// All sets and volumes of this process.
 pub struct Hub {
+    pub(super) me: Weak<Hub>,
     pub(super) host: Rc<dyn Host>,
     pub(super) exec: Executor,
     pub(super) sets: RefCell<Vec<Rc<CacheSet>>>,
@@ -39,7 +42,8 @@ pub struct Hub {
 impl Hub {
     /// A hub without sets.
     pub fn new(host: Rc<dyn Host>, exec: Executor) -> Rc<Hub> {
-        let hub = Rc::new(Hub {
+        let hub = Rc::new_cyclic(|me| Hub {
+            me: me.clone(),
             host,
             exec,
             sets: RefCell::default(),
@@ -213,39 +217,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Makes a volume that lives on a set alone.
-    ///
-    /// # Errors
-    /// See [`SetError`].
-    pub async fn create_flash(
-        &self,
-        set: &str,
-        name: &str,
-        size_mb: u64,
-    ) -> Result<String, SetError> {
-        let _turn = self.turn.lock().await;
-        let set = self.set(set)?;
-        let label = format::label(name)?;
-        self.check_name(name)?;
-        let sectors = size_mb.saturating_mul(2048);
-        if sectors == 0 || sectors > set.alloc.data_sectors() {
-            return Err(SetError::Invalid(format!(
-                "size_mb {size_mb} cannot be: the set has room for {} MiB",
-                set.alloc.data_sectors() / 2048
-            )));
-        }
-        let inode = set
-            .free_uuid()
-            .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
-        drop_keys(&set, inode).await?;
-        let uuid = crate::rng::Rng::new(self.host.entropy()).uuid();
-        let entry = UuidEntry::flash_only(uuid, label, self.host.now_s(), sectors);
-        let written = entry;
-        set.change_uuids(|table| table[inode.0 as usize] = written)
-            .await?;
-        self.show_flash(&set, inode, &entry)
-    }
-
     /// Takes a volume's bdev away; what is on disk stays.
     ///
     /// # Errors
@@ -256,17 +227,23 @@ impl Hub {
         self.take_down(&volume).await
     }
 
-    async fn take_down(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+    pub(super) async fn take_down(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
         if volume.is_running() {
             let hidden = self.host.hide(&volume.name).await;
             hidden.map_err(|e| SetError::Io(volume.name.clone(), e))?;
         }
         volume.shared.take();
+        self.keep_options(volume);
         if let Some(link) = volume.link.take() {
             // All fronts are gone; their last messages are in the ring before this returns.
             link.set.owner.settled(&link.volume).await;
             if let Err(error) = link.volume.flush_backing().await {
-                log::warn!("{}: {error}", volume.name);
+                // What the device was given last it may have lost: what is clean of it means
+                // nothing any more, and nobody will vouch for it.
+                log::warn!("{}: {error}; its clean data are dropped", volume.name);
+                if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
+                    log::warn!("{}: {error}", volume.name);
+                }
             }
             link.set.owner.remove_volume(&link.volume);
         }
@@ -288,6 +265,7 @@ impl Hub {
         for volume in self.volumes_of(set) {
             self.take_down(&volume).await?;
         }
+        self.keep_set_options(set);
         let done = set.stop().await;
         self.sets.borrow_mut().retain(|s| !Rc::ptr_eq(s, set));
         done
@@ -331,25 +309,71 @@ impl Hub {
         Ok(())
     }
 
-    /// Stops everything in good order: the end of the process.
+    /// Stops everything in good order: the end of the process. What takes longer than
+    /// [`STOP_LIMIT_US`] in all is left as it is, as a crash would leave it.
     pub async fn stop_all(&self) {
-        let _turn = self.turn.lock().await;
-        for set in self.sets() {
-            if let Err(error) = self.stop_one(&set).await {
-                log::error!("{error}");
+        let in_time = Cell::new(false);
+        let stopping = async {
+            let _turn = self.turn.lock().await;
+            for set in self.sets() {
+                if let Err(error) = self.stop_one(&set).await {
+                    log::error!("{error}");
+                }
             }
+            for volume in self.volumes() {
+                if let Err(error) = self.take_down(&volume).await {
+                    log::error!("{error}");
+                }
+            }
+            in_time.set(true);
+        };
+        either(stopping, self.exec.sleep_us(STOP_LIMIT_US)).await;
+        if !in_time.get() {
+            for set in self.sets.take() {
+                set.latch.trip("it was not stopped in time".into());
+            }
+            self.volumes.take();
         }
-        for volume in self.volumes() {
-            if let Err(error) = self.take_down(&volume).await {
-                log::error!("{error}");
+    }
+
+    /// A device has another size. A volume grows with its backing device; sets keep their size.
+    pub async fn resized(&self, bdev: &str) {
+        let _turn = self.turn.lock().await;
+        let Some(volume) = self.volume_on(bdev) else {
+            return log::warn!("{bdev} has another size; its cache set keeps the one it has");
+        };
+        let (backing, shared) = (volume.backing.clone(), volume.shared.borrow().clone());
+        let (Some(backing), Some(shared)) = (backing, shared) else {
+            return;
+        };
+        let (old, new) = (shared.size_sectors(), backing.volume_sectors());
+        if new <= old {
+            if new < old {
+                log::error!(
+                    "{bdev} has shrunk under {}: its end is out of reach",
+                    volume.name
+                );
+            }
+            return;
+        }
+        shared.set_size_sectors(new);
+        match self.host.resize(&volume.name, new) {
+            Ok(()) => log::info!("{} has {new} sectors now", volume.name),
+            Err(errno) => {
+                shared.set_size_sectors(old);
+                log::error!("{} keeps its size (errno {errno})", volume.name);
             }
         }
     }
 
     /// A device is going away: what is on it is taken down. Volumes whose cache device goes wait
-    /// for its return.
+    /// for its return. Where examine is off, the device is remembered.
     pub async fn removed(&self, bdev: &str) {
         let _turn = self.turn.lock().await;
+        let used = self.set_on(bdev).is_some() || self.volume_on(bdev).is_some();
+        if used && !self.examine_enabled.get() {
+            self.later.borrow_mut().bdevs.insert(bdev.into());
+        }
         if let Some(set) = self.set_on(bdev) {
             log::warn!("cache device {bdev} is removed: its set stops");
             let mut waiting = self.volumes_of(&set);

@@ -12,6 +12,7 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
 use super::volume::{Link, Volume};
+use crate::disk::IoError;
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::format::uuids::UuidEntry;
 use crate::units::{Inode, Sector, Uuid};
@@ -31,6 +32,9 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<(), SetError> {
         check_blocks(device, sb, set.superblock().block_sectors.into())?;
+        if let Some(why) = set.latch.why() {
+            return Err(SetError::Stopped(why));
+        }
         let (member, known) = (is_member(sb, set), set.find_uuid(sb.uuid));
         let dirty = sb.state() == BackingState::Dirty;
         if dirty && !member && !discard_dirty {
@@ -122,11 +126,12 @@ impl Hub {
         Ok(inode)
     }
 
-    /// Attaches a volume that runs without a cache, or waits for one, to a running set.
+    /// Attaches a volume that runs without a cache, or waits for one, to a running set. With
+    /// `discard_dirty`, dirty data of it that its set, or this one, has are given up.
     ///
     /// # Errors
     /// See [`SetError`].
-    pub async fn attach(&self, name: &str, set: &str) -> Result<(), SetError> {
+    pub async fn attach(&self, name: &str, set: &str, discard_dirty: bool) -> Result<(), SetError> {
         let _turn = self.turn.lock().await;
         let (volume, set) = (self.volume(name)?, self.set(set)?);
         if volume.backing.is_none() {
@@ -146,12 +151,47 @@ impl Hub {
         if !volume.is_running() {
             self.check_unused(name)?;
         }
-        self.join(&volume, &set, false).await?;
+        self.join(&volume, &set, discard_dirty).await?;
         if volume.is_running() {
             self.reshape(&volume).await
         } else {
             self.show(&volume)
         }
+    }
+
+    /// Runs a volume that waits for its cache set without it, for good: what the set holds of it is
+    /// old from then on, and its superblock says so (stale) before the first host I/O.
+    ///
+    /// # Errors
+    /// Its set runs, or has dirty data of it and `discard_dirty` is not said; see [`SetError`].
+    pub async fn run_alone(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let volume = self.volume(name)?;
+        if volume.is_running() {
+            return Ok(());
+        }
+        let backing = volume.backing.clone().expect("only backed volumes wait");
+        let sb = backing.superblock();
+        let set = self.find_set(sb.set_uuid);
+        if set.is_some_and(|set| set.latch.check().is_ok()) {
+            return Err(SetError::Busy(format!(
+                "cache set {} of {name} runs: attach it, or detach it there",
+                sb.set_uuid
+            )));
+        }
+        if sb.state() == BackingState::Dirty && !discard_dirty {
+            return Err(SetError::WouldLose(format!(
+                "{name} has dirty data on cache set {}, which is not running; without them its \
+                 backing device holds old data",
+                sb.set_uuid
+            )));
+        }
+        self.check_unused(name)?;
+        backing
+            .change(|sb| sb.set_state(BackingState::Stale))
+            .await
+            .map_err(|e| SetError::Io(backing.disk.name(), e))?;
+        self.show(&volume)
     }
 
     /// Writes a volume's dirty data back and runs it without a cache.
@@ -176,25 +216,32 @@ impl Hub {
         };
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
-        // No new dirty data from here on; the fronts made anew have seen the last of the old mode.
+        // No new dirty data from here on, neither by the mode, once the fronts are made anew, nor
+        // over dirty data. Else such a write could end after the superblock has left the set.
+        let _wanted = link.set.writeback.want(&link.volume);
+        link.set.owner.begin_leaving(&link.volume);
         let around = volume.view(Some(&link), 0);
         around.set_mode(CacheMode::WriteAround);
         let cache = Some(link.set.disk.clone());
         let done = self.host.replace(around.clone(), cache).await;
-        done.map_err(|e| SetError::Io(name.clone(), e))?;
+        if let Err(error) = done {
+            link.set.owner.stay(&link.volume);
+            return Err(SetError::Io(name, error));
+        }
         *volume.shared.borrow_mut() = Some(around.clone());
         let alone = async {
             link.set.writeback.clean_all(&link.volume).await?;
+            if !link.volume.is_leaving() {
+                // A round failed meanwhile.
+                return Err(IoError::Failed);
+            }
             link.volume.flush_backing().await?;
             // Durable while the keys still hold: from here on a start runs it without the set.
-            let leave = |sb: &mut BackingSuper| {
-                sb.set_uuid = Uuid::NIL;
-                sb.set_state(BackingState::None);
-            };
             backing.change(leave).await
         };
         if let Err(error) = alone.await {
             around.set_mode(shared.mode());
+            link.set.owner.stay(&link.volume);
             return Err(SetError::Io(name, error));
         }
         volume.link.take();
@@ -207,6 +254,12 @@ impl Hub {
             .await?;
         drop_keys(&link.set, inode).await
     }
+}
+
+/// What a superblock says of a device that has left its set with all its data.
+pub(super) fn leave(sb: &mut BackingSuper) {
+    sb.set_uuid = Uuid::NIL;
+    sb.set_state(BackingState::None);
 }
 
 /// Whether a backing device's blocks suit a set's.
@@ -227,10 +280,32 @@ pub(super) fn check_blocks(
 
 /// Deletes all keys of an inode, durably.
 pub(super) async fn drop_keys(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
+    drop_beyond(set, inode, Sector(0)).await
+}
+
+/// Deletes the keys of an inode from a sector on, durably.
+pub(super) async fn drop_beyond(
+    set: &CacheSet,
+    inode: Inode,
+    start: Sector,
+) -> Result<(), SetError> {
+    drop_some(set, inode, start, false).await
+}
+
+/// Deletes the keys of an inode that are clean, durably.
+pub(super) async fn drop_clean(set: &CacheSet, inode: Inode) -> Result<(), SetError> {
+    drop_some(set, inode, Sector(0), true).await
+}
+
+async fn drop_some(
+    set: &CacheSet,
+    inode: Inode,
+    start: Sector,
+    keep_dirty: bool,
+) -> Result<(), SetError> {
     let stopped = |_| SetError::Stopped(set.latch.why().unwrap_or_default());
-    let (start, end) = (Sector(0), Sector(u64::MAX));
     set.tree
-        .delete(inode, start, end, false)
+        .delete(inode, start, Sector(u64::MAX), keep_dirty)
         .await
         .map_err(stopped)?;
     set.journal.commit().await.map_err(stopped)

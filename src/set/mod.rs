@@ -2,16 +2,19 @@
 //!
 //! [`hub`] knows all of them and does what the RPCs ask, with [`create`], [`register`], [`join`]
 //! and [`options`]; [`cache`] is one running set, [`volume`]
-//! one volume, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what
+//! one volume, `failure` says what becomes of volumes when their cache device fails, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what
 //! they ask of the world.
 
 pub mod cache;
 pub mod create;
 pub mod error;
+mod failure;
+mod flash;
 pub mod format;
 pub mod host;
 pub mod hub;
 pub mod join;
+pub mod members;
 pub mod options;
 pub mod register;
 pub mod volume;

@@ -10,13 +10,45 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
 use super::volume::Volume;
-use crate::request::owner;
+use crate::journal::JOURNAL_DELAY_MS;
+use crate::request::owner::{self, WRITEBACK_PERCENT};
+use crate::request::trouble::IO_ERROR_LIMIT;
 use crate::units::Uuid;
 
 /// The highest `writeback_percent`, in percent of the cache.
 const WRITEBACK_PERCENT_MAX: u64 = 40;
 /// The highest `journal_delay_ms`, in ms.
 const JOURNAL_DELAY_MS_MAX: u64 = 60_000;
+/// The highest `io_error_limit`.
+const IO_ERROR_LIMIT_MAX: u64 = 1 << 31;
+/// The highest `io_error_halflife`, in I/Os.
+const IO_ERROR_HALFLIFE_MAX: u64 = 1 << 40;
+
+/// What becomes of a set whose cache device failed, in the kernel's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// Volumes without dirty data go on without it, the others can be read as far as that is right.
+    #[default]
+    Unregister,
+    /// The process ends at once.
+    Panic,
+}
+
+impl OnError {
+    /// Its name: `unregister` or `panic`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            OnError::Unregister => "unregister",
+            OnError::Panic => "panic",
+        }
+    }
+
+    /// What has that name.
+    pub fn from_name(name: &str) -> Option<OnError> {
+        let all = [OnError::Unregister, OnError::Panic];
+        all.into_iter().find(|what| what.name() == name)
+    }
+}
 
 /// Options of a volume; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +69,17 @@ impl VolumeOptions {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Those of a volume that are not the default, if any is not.
+    pub fn changed(volume: &Volume) -> Option<VolumeOptions> {
+        let link = volume.link.borrow();
+        let owned = &link.as_ref()?.volume;
+        let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
+        (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
+            writeback_running: Some(running),
+            writeback_percent: Some(percent),
+        })
     }
 
     fn apply(self, volume: &owner::Volume) {
@@ -62,25 +105,67 @@ impl VolumeOptions {
 pub struct SetOptions {
     /// How long a change waits for its journal entry without a flush, in ms; 1 to 60000.
     pub journal_delay_ms: Option<u64>,
+    /// Errors of the cache device's data at which it is given up; at least 1.
+    pub io_error_limit: Option<u64>,
+    /// I/Os after which half of the errors are forgotten; 0: none ever is.
+    pub io_error_halflife: Option<u64>,
+    /// What then becomes of the set.
+    pub errors: Option<OnError>,
 }
 
 impl SetOptions {
     /// # Errors
     /// One is out of range.
     pub fn check(&self) -> Result<(), SetError> {
-        match self.journal_delay_ms {
-            Some(ms) if !(1..=JOURNAL_DELAY_MS_MAX).contains(&ms) => {
-                Err(SetError::Invalid(format!(
-                    "journal_delay_ms {ms} cannot be: 1 to {JOURNAL_DELAY_MS_MAX} are possible"
-                )))
-            }
+        let in_range = |name: &str, value: Option<u64>, least: u64, most: u64| match value {
+            Some(value) if !(least..=most).contains(&value) => Err(SetError::Invalid(format!(
+                "{name} {value} cannot be: {least} to {most} are possible"
+            ))),
             _ => Ok(()),
-        }
+        };
+        let (delay, limit) = (self.journal_delay_ms, self.io_error_limit);
+        in_range("journal_delay_ms", delay, 1, JOURNAL_DELAY_MS_MAX)?;
+        in_range("io_error_limit", limit, 1, IO_ERROR_LIMIT_MAX)?;
+        let halflife = self.io_error_halflife;
+        in_range("io_error_halflife", halflife, 0, IO_ERROR_HALFLIFE_MAX)
+    }
+
+    /// Those of a set that are not the default, if any is not.
+    pub fn changed(set: &CacheSet) -> Option<SetOptions> {
+        let health = &set.owner.health;
+        let other = |value: u64, default: u64| (value != default).then_some(value);
+        let errors = set.on_error.get();
+        let changed = SetOptions {
+            journal_delay_ms: other(set.journal.delay_ms(), JOURNAL_DELAY_MS),
+            io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
+            io_error_halflife: other(health.halflife.get(), 0),
+            errors: (errors != OnError::default()).then_some(errors),
+        };
+        (changed != SetOptions::default()).then_some(changed)
     }
 
     pub(super) fn apply(self, set: &CacheSet) {
         if let Some(ms) = self.journal_delay_ms {
             set.journal.set_delay_ms(ms);
+        }
+        if let Some(limit) = self.io_error_limit {
+            set.owner.health.limit.set(limit);
+        }
+        if let Some(ios) = self.io_error_halflife {
+            set.owner.health.halflife.set(ios);
+        }
+        if let Some(errors) = self.errors {
+            set.on_error.set(errors);
+        }
+    }
+
+    /// These, where `newer` says nothing else.
+    fn and(self, newer: SetOptions) -> SetOptions {
+        SetOptions {
+            journal_delay_ms: newer.journal_delay_ms.or(self.journal_delay_ms),
+            io_error_limit: newer.io_error_limit.or(self.io_error_limit),
+            io_error_halflife: newer.io_error_halflife.or(self.io_error_halflife),
+            errors: newer.errors.or(self.errors),
         }
     }
 }
@@ -138,7 +223,9 @@ impl Hub {
         match (self.set(uuid), Uuid::parse(uuid)) {
             (Ok(set), _) => options.apply(&set),
             (Err(SetError::NoSet(_)), Some(uuid)) if when_up => {
-                self.later.borrow_mut().sets.insert(uuid, options);
+                let mut later = self.later.borrow_mut();
+                let known = later.sets.entry(uuid).or_default();
+                *known = known.and(options);
             }
             (Err(error), _) => return Err(error),
         }
@@ -151,6 +238,22 @@ impl Hub {
         let link = volume.link.borrow();
         if let (Some(options), Some(link)) = (options, link.as_ref()) {
             options.apply(&link.volume);
+        }
+    }
+
+    /// Keeps the options of a volume that is taken down, for when it comes back.
+    pub(super) fn keep_options(&self, volume: &Volume) {
+        if let Some(options) = VolumeOptions::changed(volume) {
+            let mut later = self.later.borrow_mut();
+            later.volumes.insert(volume.name.clone(), options);
+        }
+    }
+
+    /// Keeps the options of a set that is stopped, for when it is started again.
+    pub(super) fn keep_set_options(&self, set: &CacheSet) {
+        if let Some(options) = SetOptions::changed(set) {
+            let mut later = self.later.borrow_mut();
+            later.sets.insert(set.set_uuid(), options);
         }
     }
 
@@ -174,7 +277,13 @@ mod tests {
         assert!(percent(41).check().is_err());
         let delay = |ms| SetOptions {
             journal_delay_ms: Some(ms),
+            ..SetOptions::default()
         };
+        let limit = |n| SetOptions {
+            io_error_limit: Some(n),
+            ..SetOptions::default()
+        };
+        assert!(limit(1).check().is_ok() && limit(0).check().is_err());
         assert!(delay(1).check().is_ok() && delay(60_000).check().is_ok());
         assert!(delay(0).check().is_err() && delay(60_001).check().is_err());
     }

@@ -36,6 +36,7 @@ impl Hub {
     pub async fn register(self: &Rc<Self>, bdev: &str) -> Result<Registered, SetError> {
         let _turn = self.turn.lock().await;
         if let Some(set) = self.set_on(bdev) {
+            self.bring_up_flash(&set);
             return Ok(registered_cache(&set));
         }
         if let Some(volume) = self.volume_on(bdev) {
@@ -147,9 +148,13 @@ impl Hub {
         log::info!("{name}: starting cache set {}", sb.set_uuid);
         let set = CacheSet::start(&*self.host, self.exec.clone(), disk, sb).await?;
         self.sets.borrow_mut().push(set.clone());
+        self.watch(&set);
         let options = self.later.borrow_mut().sets.remove(&set.set_uuid());
         if let Some(options) = options {
             options.apply(&set);
+        }
+        if let Err(error) = self.drop_gone(&set).await {
+            log::error!("{name}: {error}");
         }
         Ok(set)
     }
@@ -168,10 +173,11 @@ impl Hub {
         }
     }
 
-    /// Brings up the volumes that live on a set alone.
+    /// Brings up the volumes that live on a set alone and are not up.
     pub(super) fn bring_up_flash(&self, set: &Rc<CacheSet>) {
+        let up: Vec<Uuid> = self.volumes_of(set).iter().map(|v| v.uuid).collect();
         for (i, entry) in set.uuids().into_iter().enumerate() {
-            if entry.is_live() && entry.is_flash_only() {
+            if entry.is_live() && entry.is_flash_only() && !up.contains(&entry.uuid) {
                 if let Err(error) = self.show_flash(set, Inode(i as u32), &entry) {
                     log::error!("flash volume {} was not brought up: {error}", entry.uuid);
                 }

@@ -91,7 +91,10 @@ impl Backing {
     pub fn volume_sectors(&self) -> u64 {
         let superblock = self.superblock.borrow();
         let block = u64::from(superblock.block_sectors);
-        let raw = self.disk.size_sectors() - superblock.data_offset.0;
+        let raw = self
+            .disk
+            .size_sectors()
+            .saturating_sub(superblock.data_offset.0);
         raw / block * block
     }
 }

@@ -56,6 +56,8 @@ pub struct Medium {
     pub writes: Cell<u64>,
     /// Its failures.
     pub faults: Cell<Faults>,
+    /// It answers no reads.
+    pub stuck: Cell<bool>,
 }
 
 impl Medium {
@@ -80,6 +82,7 @@ impl Medium {
             ignore_flush: Cell::new(false),
             writes: Cell::new(0),
             faults: Cell::default(),
+            stuck: Cell::new(false),
         })
     }
 
@@ -103,6 +106,16 @@ impl Medium {
     /// Its size.
     pub fn sectors(&self) -> u64 {
         (self.visible.borrow().len() / SECTOR_BYTES) as u64
+    }
+
+    /// It becomes so many sectors larger; those are zeros.
+    pub fn grow(&self, sectors: u64) {
+        let bytes = sectors as usize * SECTOR_BYTES;
+        for side in [&self.visible, &self.durable] {
+            let mut side = side.borrow_mut();
+            let end = side.len() + bytes;
+            side.resize(end, 0);
+        }
     }
 
     fn give(&self, at: Sector, data: Vec<u8>) -> u64 {
@@ -283,6 +296,9 @@ impl SimDisk {
         sectors: u64,
         done: impl FnOnce(Result<Vec<u8>, IoError>) + 'static,
     ) {
+        if self.medium.stuck.get() {
+            return;
+        }
         let checked = self.check(at, sectors);
         let failed = self.fails(self.medium.faults.get().read);
         // What it returns is what was visible at its beginning or at its end.

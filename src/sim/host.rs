@@ -81,6 +81,14 @@ impl Host for SimHost {
         Box::pin(async { Ok(()) })
     }
 
+    fn resize(&self, _name: &str, _size_sectors: u64) -> Result<(), i32> {
+        Ok(())
+    }
+
+    fn panic(&self, why: &str) {
+        log::error!("the process would end: {why}");
+    }
+
     fn entropy(&self) -> u64 {
         self.rng.next()
     }

@@ -331,6 +331,15 @@ impl Host for ModuleHost {
         })
     }
 
+    fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {
+        self.0.resize(name, size_sectors)
+    }
+
+    fn panic(&self, why: &str) {
+        log::error!("errors=panic: {why}");
+        std::process::abort()
+    }
+
     fn entropy(&self) -> u64 {
         let mut bits = [0u8; 8];
         let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bits));

@@ -132,11 +132,10 @@ pub fn spawn_rpc(
 /// A device that is open is about to go (`removed`), or has another size.
 pub fn device_event(name: &str, removed: bool) {
     let (owner, name) = (owner(), name.to_string());
-    if !removed {
-        return log::warn!("{name} has another size; sets and volumes keep theirs");
-    }
     owner.exec.spawn(async move {
-        if owner.ending.get() {
+        if !removed {
+            owner.hub().resized(&name).await;
+        } else if owner.ending.get() {
             // SPDK's shutdown has come to the devices under the sets.
             owner.stop_all().await;
         } else {

@@ -10,13 +10,21 @@
 //! is full of dirty data); else, while the volume's `writeback_running` says so, when more than its
 //! `writeback_percent` of the cache is dirty or the volume has been idle for a while.
 //!
-//! Bounds: a round moves at most `ROUND_SECTORS` and looks at `SCAN_EXTENTS` extents.
+//! What fails fails alone: an extent that the cache device cannot read rests, longer each time, while
+//! the others go on; what the backing device did not take stays dirty, and the volume rests.
+//!
+//! Bounds: a round moves at most `ROUND_SECTORS` and looks at `SCAN_EXTENTS` extents; 256 extents
+//! rest.
+
+mod rest;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::disk::{Buf, IoError, Latch, Stopped};
+use rest::Resting;
+
+use crate::disk::{Disk, IoError, Latch, Stopped};
 use crate::index::Extent;
 use crate::request::owner::{Owner, Volume};
 use crate::stats::Counter;
@@ -37,6 +45,8 @@ const IDLE_US: u64 = 2_000_000;
 const LOOK_US: u64 = 50_000;
 /// The wait after a backing device has failed.
 const BACKOFF_US: u64 = 1_000_000;
+/// So many attempts to read dirty data must fail before the set says so.
+const TRIES_QUIET: u32 = 3;
 
 /// Neighbouring extents that go out in one write.
 struct Run {
@@ -60,11 +70,13 @@ pub struct Writeback {
     exec: Executor,
     latch: Rc<Latch>,
     progress: RefCell<BTreeMap<u32, Progress>>,
+    resting: RefCell<Resting>,
     /// Volumes of which somebody wants everything written back.
     wanted: RefCell<BTreeMap<u32, usize>>,
     work: Notify,
     moved: Notify,
     stopping: Cell<bool>,
+    running: Cell<bool>,
     /// Sectors written back.
     pub done_sectors: Counter,
     /// Rounds that failed.
@@ -72,7 +84,7 @@ pub struct Writeback {
 }
 
 /// Somebody waits for a volume to be written back, as long as this lives.
-struct Wanted<'a>(&'a Writeback, u32);
+pub struct Wanted<'a>(&'a Writeback, u32);
 
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
@@ -94,10 +106,12 @@ impl Writeback {
             exec,
             latch,
             progress: RefCell::default(),
+            resting: RefCell::default(),
             wanted: RefCell::default(),
             work: Notify::default(),
             moved: Notify::default(),
             stopping: Cell::new(false),
+            running: Cell::new(false),
             done_sectors: Counter::default(),
             failures: Counter::default(),
         })
@@ -105,6 +119,7 @@ impl Writeback {
 
     /// The task. Ends on [`stop`](Self::stop) or when the latch trips.
     pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
         while self.latch.check().is_ok() && !self.stopping.get() {
             let mut worked = false;
             for volume in self.owner.volumes() {
@@ -128,6 +143,11 @@ impl Writeback {
                 self.rest().await;
             }
         }
+        // Who waits for write-back waits no longer.
+        for volume in self.owner.volumes() {
+            self.owner.stay(&volume);
+        }
+        self.running.set(false);
         self.moved.notify();
     }
 
@@ -135,6 +155,13 @@ impl Writeback {
     pub fn stop(&self) {
         self.stopping.set(true);
         self.work.notify();
+    }
+
+    /// Waits until [`run`](Self::run) has ended: no key changes because of it any more.
+    pub async fn ended(&self) {
+        while self.running.get() {
+            self.moved.wait().await;
+        }
     }
 
     async fn rest(&self) {
@@ -155,7 +182,7 @@ impl Writeback {
 
     fn is_due(&self, volume: &Volume) -> bool {
         let idle_us = self.idle_us(volume);
-        if self.owner.tree.dirty_sectors(volume.inode) == 0 {
+        if self.owner.tree.dirty_sectors(volume.inode) <= self.resting_sectors(volume) {
             return false;
         }
         let failed_us = self.progress.borrow()[&volume.number].failed_us;
@@ -189,20 +216,28 @@ impl Writeback {
         }
     }
 
+    /// Has a volume written back as long as the result lives. What rests is tried again.
+    pub fn want(&self, volume: &Volume) -> Wanted<'_> {
+        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
+        self.resting.borrow_mut().wake(volume.number);
+        self.work.notify();
+        Wanted(self, volume.number)
+    }
+
     /// Writes back until nothing is dirty. For a volume that gets no new dirty data.
     ///
     /// # Errors
-    /// The set stopped, or the backing device fails.
+    /// The set stopped, or one of the devices fails.
     pub async fn clean_all(&self, volume: &Volume) -> Result<(), IoError> {
-        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
-        let _wanted = Wanted(self, volume.number);
-        self.work.notify();
+        let _wanted = self.want(volume);
         let failures = self.failures.get();
         while self.owner.tree.dirty_sectors(volume.inode) > 0 || volume.marked_dirty.get() {
             if self.latch.check().is_err() || self.stopping.get() {
                 return Err(IoError::Gone);
             }
-            if self.failures.get() > failures + 3 {
+            let dirty = self.owner.tree.dirty_sectors(volume.inode);
+            let stuck = dirty > 0 && dirty <= self.resting_sectors(volume);
+            if stuck || self.failures.get() > failures + 3 {
                 return Err(IoError::Failed);
             }
             self.moved.wait().await;
@@ -210,23 +245,37 @@ impl Writeback {
         Ok(())
     }
 
+    /// Dirty sectors that are left alone for now, because they could not be read.
+    fn resting_sectors(&self, volume: &Volume) -> u64 {
+        let (tree, now_us) = (&self.owner.tree, self.exec.now_us());
+        let mut resting = self.resting.borrow_mut();
+        resting.sectors(volume.number, now_us, |extent| {
+            let mut same = false;
+            tree.scan(volume.inode, extent.start, extent.end(), &mut |e| {
+                let whole = e.start <= extent.start && e.end() >= extent.end();
+                same = whole && e.cut(extent.start, extent.end()) == *extent;
+                false
+            });
+            same
+        })
+    }
+
     /// Writes back everything that is dirty now, however much comes meanwhile: two passes over the
     /// volume, for the first may have begun in its middle.
     ///
     /// # Errors
-    /// The set stopped, or the backing device fails.
+    /// The set stopped, or one of the devices fails.
     pub async fn clean_pass(&self, volume: &Volume) -> Result<(), IoError> {
-        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
-        let _wanted = Wanted(self, volume.number);
+        let _wanted = self.want(volume);
         self.idle_us(volume);
         let passes = || self.progress.borrow()[&volume.number].passes;
         let (upto, failures) = (passes() + 2, self.failures.get());
-        self.work.notify();
         while self.owner.tree.dirty_sectors(volume.inode) > 0 && passes() < upto {
             if self.latch.check().is_err() || self.stopping.get() {
                 return Err(IoError::Gone);
             }
-            if self.failures.get() > failures + 3 {
+            let dirty = self.owner.tree.dirty_sectors(volume.inode);
+            if dirty <= self.resting_sectors(volume) || self.failures.get() > failures + 3 {
                 return Err(IoError::Failed);
             }
             self.moved.wait().await;
@@ -237,6 +286,7 @@ impl Writeback {
     /// The next dirty extents behind the cursor, each within one run.
     fn gather(&self, volume: &Volume) -> Vec<Run> {
         let tree = &self.owner.tree;
+        let (resting, now_us) = (self.resting.borrow(), self.exec.now_us());
         let mut progress = self.progress.borrow_mut();
         let p = progress.entry(volume.number).or_default();
         let (mut found, mut sectors, mut looked) = (Vec::new(), 0, 0);
@@ -251,7 +301,10 @@ impl Writeback {
                 let mut at = e.start;
                 while at < e.end() {
                     let to = (at + RUN_SECTORS).min(e.end());
-                    found.push(e.cut(at, to));
+                    let piece = e.cut(at, to);
+                    if !resting.has(volume.number, &piece, now_us) {
+                        found.push(piece);
+                    }
                     at = to;
                 }
                 sectors += u64::from(e.sectors);
@@ -281,31 +334,28 @@ impl Writeback {
         }
         // The keys first: were they lost after the backing device has the data, an older clean copy
         // in the cache would come back and differ from it.
-        let mut done = match self.owner.tree.journal.commit().await {
-            Ok(()) => self.copy(&runs, &disk).await,
-            Err(Stopped) => Err(IoError::Gone),
-        };
-        if done.is_ok() {
-            done = disk.flush().await.and(done);
-        }
-        match done {
-            Ok(written) => {
-                for (run, _) in runs.iter().zip(written).filter(|(_, written)| *written) {
-                    for extent in &run.extents {
-                        if self.clean(volume, extent).await.is_err() {
-                            break;
-                        }
+        let mut done = Ok(());
+        if self.owner.tree.journal.commit().await.is_ok() {
+            let written;
+            (written, done) = self.copy(volume, &runs, &disk).await;
+            let flushed = disk.flush().await;
+            if flushed.is_ok() {
+                for extent in written {
+                    if self.clean(volume, &extent).await.is_err() {
+                        break;
                     }
                 }
-                self.progress_of(volume, |p| p.failed_us = None);
             }
-            Err(why) => {
-                log::error!("write-back to {}: {why}; it is tried again", disk.name());
-                self.failures.add(1);
-                let now_us = self.exec.now_us();
-                self.progress_of(volume, |p| p.failed_us = Some(now_us));
-            }
+            done = done.and(flushed);
         }
+        if let Err(why) = done {
+            log::error!("write-back to {}: {why}; it is tried again", disk.name());
+            self.failures.add(1);
+            // Its writes do not wait for a device that fails.
+            self.owner.stay(volume);
+        }
+        let failed_us = done.err().map(|_| self.exec.now_us());
+        self.progress_of(volume, |p| p.failed_us = failed_us);
         for run in &runs {
             self.owner.end_writeback(volume, run.start, run.end);
         }
@@ -316,56 +366,69 @@ impl Writeback {
         f(self.progress.borrow_mut().entry(volume.number).or_default());
     }
 
-    /// Copies runs to the backing device; tells which of them it has now.
+    /// Copies runs to the backing device. Returns the extents that it has now, and whether it took
+    /// all that could be read.
     async fn copy(
         &self,
+        volume: &Volume,
         runs: &[Run],
-        backing: &Rc<dyn crate::disk::Disk>,
-    ) -> Result<Vec<bool>, IoError> {
-        let reads = runs.iter().map(|run| self.read(run, backing)).collect();
-        let (mut writes, mut written, mut result) = (Vec::new(), Vec::new(), Ok(()));
-        for (run, data) in runs.iter().zip(join_all(reads).await) {
-            // Where a part was overwritten under the read, the others keep their turn.
-            written.push(matches!(data, Ok(Some(_))));
-            match data {
-                Ok(Some(buf)) => {
-                    self.done_sectors.add(run.end - run.start);
-                    writes.push(backing.write(run.start, buf));
-                }
-                Ok(None) => {}
-                Err(why) => result = Err(why),
-            }
-        }
-        // The ranges are held until the last write has landed, whatever failed.
-        for (_, done) in join_all(writes).await {
-            result = result.and(done);
-        }
-        result.map(|()| written)
-    }
-
-    /// Reads a run from the cache; `None` when one of its buckets was reused meanwhile.
-    async fn read(
-        &self,
-        run: &Run,
-        backing: &Rc<dyn crate::disk::Disk>,
-    ) -> Result<Option<Buf>, IoError> {
+        backing: &Rc<dyn Disk>,
+    ) -> (Vec<Extent>, Result<(), IoError>) {
+        let extents: Vec<Extent> = runs.iter().flat_map(|run| run.extents.clone()).collect();
         let cache = self.owner.tree.cache_disk();
-        let bytes = |sectors: u64| sectors as usize * SECTOR_BYTES;
-        let reads = run.extents.iter().map(|e| {
-            let buf = cache.alloc(bytes(e.sectors.into()));
+        let reads = extents.iter().map(|e| {
+            let buf = cache.alloc(e.sectors as usize * SECTOR_BYTES);
             cache.read(e.at, buf)
         });
-        let parts = join_all(reads.collect()).await;
-        let mut whole = backing.alloc(bytes(run.end - run.start));
-        for (extent, (part, done)) in run.extents.iter().zip(parts) {
-            done?;
-            if !self.owner.tree.is_fresh(extent) {
-                return Ok(None);
+        let (mut good, mut data, mut result) = (Vec::new(), Vec::new(), Ok(()));
+        for (extent, (buf, done)) in extents.iter().zip(join_all(reads.collect()).await) {
+            match done {
+                // Its bucket was reused meanwhile: it was overwritten.
+                _ if !self.owner.tree.is_fresh(extent) => {}
+                Ok(()) => {
+                    good.push(*extent);
+                    data.push(buf);
+                }
+                Err(_) => result = result.and(self.unreadable(volume, extent)),
             }
-            let at = bytes(extent.start - run.start);
-            whole[at..at + part.len()].copy_from_slice(&part);
         }
-        Ok(Some(whole))
+        let (runs, mut data) = (join_runs(good), data.into_iter());
+        let mut writes = Vec::new();
+        for run in &runs {
+            let mut whole = backing.alloc((run.end - run.start) as usize * SECTOR_BYTES);
+            for (extent, part) in run.extents.iter().zip(data.by_ref()) {
+                let at = (extent.start - run.start) as usize * SECTOR_BYTES;
+                whole[at..at + part.len()].copy_from_slice(&part);
+            }
+            writes.push(backing.write(run.start, whole));
+        }
+        // The ranges are held until the last write has landed, whatever failed.
+        let mut written = Vec::new();
+        for (run, (_, done)) in runs.into_iter().zip(join_all(writes).await) {
+            if done.is_ok() {
+                self.done_sectors.add(run.end - run.start);
+                written.extend(run.extents);
+            }
+            result = result.and(done);
+        }
+        (written, result)
+    }
+
+    /// Dirty data that the cache device cannot read now: they stay dirty, and rest. An error when
+    /// too many do.
+    fn unreadable(&self, volume: &Volume, extent: &Extent) -> Result<(), IoError> {
+        self.owner.cache_failed(false);
+        // Writes over these data do not wait until they can be read.
+        self.owner.stay(volume);
+        let now_us = self.exec.now_us();
+        let tries = self
+            .resting
+            .borrow_mut()
+            .rest(volume.number, extent, now_us);
+        if tries == Some(TRIES_QUIET) {
+            self.owner.dirty_unreadable(volume.inode, extent);
+        }
+        tries.map(|_| ()).ok_or(IoError::Failed)
     }
 
     async fn clean(&self, volume: &Volume, extent: &Extent) -> Result<(), Stopped> {

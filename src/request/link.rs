@@ -1,0 +1,225 @@
+//! A front's connection to its cache set: what is where in the map, space for new data, and the
+//! rings to the owner and back.
+//!
+//! A lookup takes no lock and allocates nothing. What it finds holds for as long as the bucket's
+//! generation does, which whoever reads the data looks at again afterwards.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::front::FILLS_MAX;
+use super::msg::{Mailbox, Message};
+use super::space::Stream;
+use super::volume::{Attached, SetShared};
+use crate::index::{Extent, Lookup, Reader};
+use crate::units::{Gen, Sector};
+
+/// Neighbouring extents that are joined into one transfer at most.
+const JOIN_MAX: usize = 32;
+
+/// A read of the backing device on its way into the cache.
+#[derive(Clone, Copy)]
+pub(super) struct Fill {
+    pub(super) token: u64,
+    pub(super) part: u8,
+    pub(super) writing: bool,
+    pub(super) host_sectors: u32,
+    pub(super) start: Sector,
+    pub(super) seen: u64,
+    pub(super) at: Sector,
+    pub(super) generation: Gen,
+    pub(super) sectors: u32,
+}
+
+/// A front's connection to the cache set.
+pub(super) struct Link {
+    pub(super) attached: Attached,
+    pub(super) id: u32,
+    pub(super) reader: Reader,
+    pub(super) mailbox: Arc<Mailbox>,
+    /// Messages that found the ring full.
+    pub(super) unsent: RefCell<VecDeque<Message>>,
+    pub(super) dirty: Stream,
+    pub(super) clean: Stream,
+    pub(super) fills: RefCell<Vec<Option<Fill>>>,
+    pub(super) free_fills: RefCell<Vec<u16>>,
+    pub(super) traffic_sectors: Cell<u64>,
+    pub(super) ios: Cell<u64>,
+}
+
+/// What a lookup found at a sector.
+pub(super) enum Found {
+    /// So many sectors at one place on the cache device.
+    Cached {
+        at: Sector,
+        generation: Gen,
+        dirty: bool,
+        sectors: u32,
+    },
+    /// So many sectors that are not cached.
+    Missing { sectors: u32 },
+}
+
+impl Link {
+    pub(super) fn new(attached: Attached) -> Option<Link> {
+        let reader = attached.set.domain.reader()?;
+        let link = Link {
+            id: attached.set.front_id(),
+            attached,
+            reader,
+            mailbox: Arc::new(Mailbox::default()),
+            unsent: RefCell::default(),
+            dirty: Stream::default(),
+            clean: Stream::default(),
+            fills: RefCell::new(vec![None; FILLS_MAX.into()]),
+            free_fills: RefCell::new((0..FILLS_MAX).rev().collect()),
+            traffic_sectors: Cell::new(0),
+            ios: Cell::new(0),
+        };
+        link.send(Message::Hello(link.id, link.mailbox.clone()));
+        link.ask_for_space();
+        Some(link)
+    }
+
+    pub(super) fn set(&self) -> &SetShared {
+        &self.attached.set
+    }
+
+    pub(super) fn send(&self, message: Message) {
+        let mut unsent = self.unsent.borrow_mut();
+        if !unsent.is_empty() {
+            unsent.push_back(message);
+        } else if let Err(message) = self.set().inbox.push(message) {
+            unsent.push_back(message);
+        }
+    }
+
+    pub(super) fn flush_unsent(&self) {
+        let mut unsent = self.unsent.borrow_mut();
+        while let Some(message) = unsent.pop_front() {
+            if let Err(message) = self.set().inbox.push(message) {
+                unsent.push_front(message);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn ask_for_space(&self) {
+        for (stream, dirty) in [(&self.dirty, true), (&self.clean, false)] {
+            if stream.wants_more() {
+                let front = self.id;
+                self.send(Message::WantBucket { front, dirty });
+            }
+        }
+    }
+
+    /// Counts a host I/O, to be told to the others at the next poll.
+    #[inline]
+    pub(super) fn count(&self, sectors: u64) {
+        self.traffic_sectors
+            .set(self.traffic_sectors.get() + sectors);
+        self.ios.set(self.ios.get() + 1);
+    }
+
+    pub(super) fn tell_counts(&self) {
+        let (sectors, ios) = (self.traffic_sectors.take(), self.ios.take());
+        if ios > 0 {
+            self.set().gens.tick(sectors);
+            self.set().count_ios(ios);
+        }
+    }
+
+    /// The cache device failed.
+    pub(super) fn cache_error(&self, extent: Extent, write: bool) {
+        self.send(Message::CacheError {
+            volume: self.attached.number,
+            extent,
+            write,
+        });
+    }
+
+    pub(super) fn stream(&self, dirty: bool) -> &Stream {
+        if dirty { &self.dirty } else { &self.clean }
+    }
+
+    /// The owner knows of a piece, or never will.
+    pub(super) fn reported(&self, dirty: bool, at: Sector) {
+        let bucket = self.set().gens.bucket_of(at);
+        if let Some(done) = self.stream(dirty).reported(bucket) {
+            self.send(Message::DoneBucket(done));
+        }
+    }
+
+    pub(super) fn fresh(&self, extent: &Extent) -> bool {
+        let gens = &self.set().gens;
+        gens.generation(gens.bucket_of(extent.at)) == extent.generation
+    }
+
+    /// What is at `at`, up to `max` sectors.
+    #[inline]
+    pub(super) fn find(&self, at: Sector, max: u32) -> Found {
+        match self.attached.index.lookup(&self.reader, at) {
+            Lookup::Hit(e) if self.fresh(&e) => {
+                let from = e.cut(at, e.end());
+                let sectors = if from.sectors >= max {
+                    max
+                } else {
+                    self.join(&from, max)
+                };
+                Found::Cached {
+                    at: from.at,
+                    generation: e.generation,
+                    dirty: e.dirty,
+                    sectors,
+                }
+            }
+            Lookup::Hit(e) => self.missing(at, e.end(), max),
+            Lookup::Hole { next } => self.missing(at, next, max),
+        }
+    }
+
+    /// How far a hit goes on seamlessly in the same bucket.
+    pub(super) fn join(&self, first: &Extent, max: u32) -> u32 {
+        let gens = &self.set().gens;
+        let bucket = gens.bucket_of(first.at);
+        let mut sectors = first.sectors;
+        for _ in 0..JOIN_MAX {
+            if sectors >= max {
+                break;
+            }
+            let next = first.start + u64::from(sectors);
+            match self.attached.index.lookup(&self.reader, next) {
+                Lookup::Hit(e)
+                    if e.start == next
+                        && e.at == first.at + u64::from(sectors)
+                        && e.generation == first.generation
+                        && e.dirty == first.dirty
+                        && gens.bucket_of(e.at) == bucket =>
+                {
+                    sectors += e.sectors;
+                }
+                _ => break,
+            }
+        }
+        sectors.min(max)
+    }
+
+    /// How far a miss goes on, over holes and stale extents.
+    pub(super) fn missing(&self, at: Sector, mut end: Sector, max: u32) -> Found {
+        let limit = at + u64::from(max);
+        for _ in 0..JOIN_MAX {
+            if end >= limit {
+                break;
+            }
+            match self.attached.index.lookup(&self.reader, end) {
+                Lookup::Hit(e) if self.fresh(&e) => break,
+                Lookup::Hit(e) => end = e.end(),
+                Lookup::Hole { next } => end = next,
+            }
+        }
+        Found::Missing {
+            sectors: (end.min(limit) - at) as u32,
+        }
+    }
+}

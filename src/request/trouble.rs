@@ -1,0 +1,166 @@
+//! What becomes of errors of a cache device's data: they are counted, what is clean is dropped from
+//! the map, what is dirty makes the set say so loudly.
+//!
+//! As in the kernel the count decays: after `io_error_halflife` I/Os half of it is forgotten. At
+//! `io_error_limit` errors the device is given up: the set stops as for an error of its metadata.
+//! Errors of metadata stop it at once and are not counted.
+//!
+//! An unreadable clean extent is dropped by a deletion that is durable before anything else touches
+//! its range; so its range is held meanwhile, as a write past the cache holds its own.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::owner::{Owner, Volume};
+use crate::index::Extent;
+use crate::stats::Counter;
+use crate::units::Inode;
+
+/// Errors at which a cache device is given up unless told otherwise, as in the kernel.
+pub const IO_ERROR_LIMIT: u64 = 8;
+
+/// How well a cache device serves its data.
+pub struct Health {
+    /// Errors at which the device is given up; at least 1.
+    pub limit: Cell<u64>,
+    /// I/Os after which half of the errors are forgotten; 0: none ever is.
+    pub halflife: Cell<u64>,
+    /// Errors that count, decayed up to `counted_at`.
+    recent: Cell<f64>,
+    counted_at: Cell<u64>,
+    /// Reads that failed.
+    pub read_errors: Counter,
+    /// Writes that failed.
+    pub write_errors: Counter,
+    /// The first dirty data that could not be read.
+    lost: RefCell<Option<String>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health {
+            limit: Cell::new(IO_ERROR_LIMIT),
+            halflife: Cell::new(0),
+            recent: Cell::new(0.0),
+            counted_at: Cell::new(0),
+            read_errors: Counter::default(),
+            write_errors: Counter::default(),
+            lost: RefCell::default(),
+        }
+    }
+}
+
+impl Health {
+    /// Errors that count when `ios` I/Os have been done.
+    pub fn recent(&self, ios: u64) -> f64 {
+        let since = ios.saturating_sub(self.counted_at.get());
+        match self.halflife.get() {
+            0 => self.recent.get(),
+            halflife => self.recent.get() * (-(since as f64) / halflife as f64).exp2(),
+        }
+    }
+
+    /// Counts an error; true when that is one too many.
+    fn count(&self, ios: u64, write: bool) -> bool {
+        let recent = self.recent(ios) + 1.0;
+        self.recent.set(recent);
+        self.counted_at.set(ios);
+        match write {
+            true => self.write_errors.add(1),
+            false => self.read_errors.add(1),
+        }
+        // A sum of decayed ones is never quite whole.
+        recent + 1e-6 >= self.limit.get() as f64
+    }
+
+    /// Which dirty data could not be read first since the set started.
+    pub fn lost(&self) -> Option<String> {
+        self.lost.borrow().clone()
+    }
+}
+
+impl Owner {
+    /// The cache device failed to read or write data.
+    pub fn cache_failed(&self, write: bool) {
+        if self.health.count(self.set.ios(), write) && self.latch.check().is_ok() {
+            self.latch.trip(format!(
+                "{} failed too often: {} reads and {} writes, io_error_limit is {}",
+                self.tree.cache_disk().name(),
+                self.health.read_errors.get(),
+                self.health.write_errors.get(),
+                self.health.limit.get()
+            ));
+        }
+    }
+
+    /// Dirty data cannot be read: the set says so from now on.
+    pub fn dirty_unreadable(&self, inode: Inode, extent: &Extent) {
+        let why = format!(
+            "{} sectors of dirty data cannot be read from sector {} of {}: those of inode {} from sector {}",
+            extent.sectors,
+            extent.at,
+            self.tree.cache_disk().name(),
+            inode.0,
+            extent.start
+        );
+        log::error!("{why}");
+        self.health.lost.borrow_mut().get_or_insert(why);
+    }
+
+    /// A front met an error of the cache device.
+    pub(super) fn cache_error(self: &Rc<Self>, number: u32, extent: Extent, write: bool) {
+        let volume = self.volume(number);
+        self.cache_failed(write);
+        match (write, extent.dirty) {
+            (true, _) => {}
+            (false, true) => self.dirty_unreadable(volume.inode, &extent),
+            (false, false) => self.drop_unreadable(volume, extent),
+        }
+    }
+
+    /// Drops what is clean in an extent's range. Where somebody else is at work there the extent
+    /// stays, to be dropped when it fails again.
+    fn drop_unreadable(self: &Rc<Self>, volume: Rc<Volume>, extent: Extent) {
+        let (number, start, end) = (volume.number, extent.start, extent.end());
+        let busy = volume.is_writing_back(start, end)
+            || self.throughs.borrow().overlaps(number, start, end);
+        if busy || self.latch.check().is_err() {
+            return;
+        }
+        self.throughs.borrow_mut().hold(number, start, end);
+        let owner = self.clone();
+        self.spawn(async move {
+            // A failure has tripped the latch.
+            let _ = owner.forget(&volume, start, end).await;
+            owner.release(&volume, start, end);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_count_up_to_the_limit_and_are_forgotten_by_halves() {
+        let health = Health::default();
+        health.limit.set(3);
+        assert!(!health.count(0, true) && !health.count(1_000_000, false));
+        assert!(
+            health.count(2_000_000, false),
+            "without a half-life none is forgotten"
+        );
+        assert_eq!(
+            (health.write_errors.get(), health.read_errors.get()),
+            (1, 2)
+        );
+        let health = Health::default();
+        health.limit.set(3);
+        health.halflife.set(100);
+        for ios in (0..10_000).step_by(100) {
+            assert!(!health.count(ios, false), "never more than two");
+        }
+        assert!(health.recent(9_900) > 1.99 && health.recent(10_000) < 1.01);
+        assert!(health.count(9_900, false));
+    }
+}

@@ -1,0 +1,142 @@
+//! Volumes that live on a cache set alone: made, given another size, and taken away for good.
+//!
+//! The entry of the uuid table is what makes such a volume. It is written before the volume is
+//! shown, and marked as gone before the data are dropped: a crash in between leaves dirty keys of an
+//! entry that is gone, which the next start drops. Where a volume shrinks, the smaller size is
+//! durable before what lies beyond is dropped.
+
+use std::rc::Rc;
+
+use super::cache::CacheSet;
+use super::error::SetError;
+use super::format;
+use super::hub::Hub;
+use super::join::{drop_beyond, drop_keys};
+use super::volume::{Link, Volume};
+use crate::format::uuids::UuidEntry;
+use crate::units::Sector;
+
+/// What the bdev layer answers when a bdev that is open would shrink.
+const EBUSY: i32 = 16;
+
+impl Hub {
+    /// Makes a volume that lives on a set alone.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn create_flash(
+        &self,
+        set: &str,
+        name: &str,
+        size_mb: u64,
+    ) -> Result<String, SetError> {
+        let _turn = self.turn.lock().await;
+        let set = self.set(set)?;
+        let label = format::label(name)?;
+        self.check_name(name)?;
+        let sectors = flash_sectors(&set, size_mb)?;
+        let inode = set
+            .free_uuid()
+            .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
+        drop_keys(&set, inode).await?;
+        let uuid = crate::rng::Rng::new(self.host.entropy()).uuid();
+        let entry = UuidEntry::flash_only(uuid, label, self.host.now_s(), sectors);
+        let written = entry;
+        set.change_uuids(|table| table[inode.0 as usize] = written)
+            .await?;
+        self.show_flash(&set, inode, &entry)
+    }
+
+    /// Takes a volume that lives on a set alone away, with its data.
+    ///
+    /// # Errors
+    /// It has data and `discard_dirty` is not said, or is no such volume; see [`SetError`].
+    pub async fn delete_flash(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let (volume, link) = self.flash(name)?;
+        let bytes = volume.dirty_bytes();
+        if bytes > 0 && !discard_dirty {
+            return Err(SetError::WouldLose(format!(
+                "{name} holds {bytes} bytes that are nowhere else"
+            )));
+        }
+        let uuid = volume.uuid;
+        self.take_down(&volume).await?;
+        self.later.borrow_mut().volumes.remove(name);
+        self.drop_member(&link.set, link.volume.inode, Some(uuid))
+            .await
+    }
+
+    /// Gives a volume that lives on a set alone another size.
+    ///
+    /// # Errors
+    /// It would lose data and `discard_dirty` is not said; somebody has it open and it would
+    /// shrink; or it is no such volume. See [`SetError`].
+    pub async fn resize_flash(
+        &self,
+        name: &str,
+        size_mb: u64,
+        discard_dirty: bool,
+    ) -> Result<(), SetError> {
+        let _turn = self.turn.lock().await;
+        let (volume, link) = self.flash(name)?;
+        let shared = volume.shared.borrow().clone();
+        let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
+        let (old, new) = (shared.size_sectors(), flash_sectors(&link.set, size_mb)?);
+        let (set, inode) = (&link.set, link.volume.inode);
+        let write = async || {
+            set.change_uuids(|table| table[inode.0 as usize].sectors = new)
+                .await
+        };
+        let refused = |errno| match errno {
+            EBUSY => SetError::Busy(format!("{name} cannot shrink while somebody has it open")),
+            _ => SetError::Register(name.into(), errno),
+        };
+        if new >= old {
+            // What a crash may have left there when it shrank once.
+            drop_beyond(set, inode, Sector(old)).await?;
+            write().await?;
+            shared.set_size_sectors(new);
+            return self.host.resize(name, new).map_err(refused);
+        }
+        let mut beyond = false;
+        set.tree.scan(inode, Sector(new), Sector::MAX, &mut |_| {
+            beyond = true;
+            false
+        });
+        if beyond && !discard_dirty {
+            return Err(SetError::WouldLose(format!(
+                "{name} holds data beyond {size_mb} MiB that are nowhere else"
+            )));
+        }
+        // Refused while somebody has it open, who may have I/O there under way.
+        self.host.resize(name, new).map_err(refused)?;
+        shared.set_size_sectors(new);
+        write().await?;
+        drop_beyond(set, inode, Sector(new)).await
+    }
+
+    fn flash(&self, name: &str) -> Result<(Rc<Volume>, Link), SetError> {
+        let volume = self.volume(name)?;
+        let link = volume.link.borrow().clone();
+        match link.filter(|_| volume.backing.is_none()) {
+            Some(link) => Ok((volume, link)),
+            None => Err(SetError::Invalid(format!(
+                "{name} has a backing device: this is for volumes that live on a set alone"
+            ))),
+        }
+    }
+}
+
+/// The sectors of a volume of so many MiB, if the set has room for it.
+fn flash_sectors(set: &CacheSet, size_mb: u64) -> Result<u64, SetError> {
+    let sectors = size_mb.saturating_mul(2048);
+    let most = set.alloc.data_sectors();
+    if sectors == 0 || sectors > most {
+        return Err(SetError::Invalid(format!(
+            "size_mb {size_mb} cannot be: the set has room for {} MiB",
+            most / 2048
+        )));
+    }
+    Ok(sectors)
+}
