@@ -57,6 +57,9 @@ pub struct Volume {
     /// How much of that a flush of the backing device has covered.
     flushed_through: Cell<u64>,
     flushing: Lock,
+    /// The volume is about to leave the set: nothing may become dirty any more. A write over dirty
+    /// data waits until they are written back.
+    leaving: Cell<bool>,
     /// Ranges that write-back is writing.
     writing_back: RefCell<Vec<(Sector, Sector)>>,
     /// Fills that came to nothing.
@@ -74,6 +77,11 @@ impl Volume {
     pub fn is_writing_back(&self, start: Sector, end: Sector) -> bool {
         let ranges = self.writing_back.borrow();
         ranges.iter().any(|r| r.0 < end && start < r.1)
+    }
+
+    /// Whether the volume is still about to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
     }
 
     fn changed(&self, start: Sector, end: Sector) {
@@ -188,6 +196,7 @@ impl Owner {
             written_through: Cell::new(1),
             flushed_through: Cell::new(0),
             flushing: Lock::default(),
+            leaving: Cell::new(false),
             writing_back: RefCell::default(),
             collisions: Counter::default(),
             activity: Cell::new(0),
@@ -499,10 +508,11 @@ impl Owner {
         }
         let volume = self.volume(number);
         let written_back = volume.is_writing_back(start, end);
-        if kind == Through::Write && (written_back || self.has_dirty(&volume, start, end)) {
+        let dirty = kind == Through::Write && self.has_dirty(&volume, start, end);
+        if kind == Through::Write && (written_back || dirty) && !volume.leaving.get() {
             return self.reply(front, verdict(Verdict::Cache));
         }
-        if written_back || self.throughs.borrow().overlaps(number, start, end) {
+        if written_back || dirty || self.throughs.borrow().overlaps(number, start, end) {
             let message = Message::BeginThrough {
                 front,
                 token,
@@ -722,6 +732,19 @@ impl Owner {
     }
 
     // --- write-back ---
+
+    /// From here on no write past the cache is sent into it for the dirty data under it. Somebody
+    /// must want the volume written back as long as this holds, or such writes wait for ever.
+    pub fn begin_leaving(&self, volume: &Volume) {
+        volume.leaving.set(true);
+    }
+
+    /// The volume stays: writes that waited go into the cache.
+    pub fn stay(self: &Rc<Self>, volume: &Volume) {
+        if volume.leaving.replace(false) {
+            self.unpark();
+        }
+    }
 
     /// Takes a range for write-back; false while a through write is in it.
     pub fn begin_writeback(&self, volume: &Volume, start: Sector, end: Sector) -> bool {

@@ -12,6 +12,7 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
 use super::volume::{Link, Volume};
+use crate::disk::IoError;
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::format::uuids::UuidEntry;
 use crate::units::{Inode, Sector, Uuid};
@@ -176,15 +177,25 @@ impl Hub {
         };
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
-        // No new dirty data from here on; the fronts made anew have seen the last of the old mode.
+        // No new dirty data from here on, neither by the mode, once the fronts are made anew, nor
+        // over dirty data. Else such a write could end after the superblock has left the set.
+        let _wanted = link.set.writeback.want(&link.volume);
+        link.set.owner.begin_leaving(&link.volume);
         let around = volume.view(Some(&link), 0);
         around.set_mode(CacheMode::WriteAround);
         let cache = Some(link.set.disk.clone());
         let done = self.host.replace(around.clone(), cache).await;
-        done.map_err(|e| SetError::Io(name.clone(), e))?;
+        if let Err(error) = done {
+            link.set.owner.stay(&link.volume);
+            return Err(SetError::Io(name, error));
+        }
         *volume.shared.borrow_mut() = Some(around.clone());
         let alone = async {
             link.set.writeback.clean_all(&link.volume).await?;
+            if !link.volume.is_leaving() {
+                // A round failed meanwhile.
+                return Err(IoError::Failed);
+            }
             link.volume.flush_backing().await?;
             // Durable while the keys still hold: from here on a start runs it without the set.
             let leave = |sb: &mut BackingSuper| {
@@ -195,6 +206,7 @@ impl Hub {
         };
         if let Err(error) = alone.await {
             around.set_mode(shared.mode());
+            link.set.owner.stay(&link.volume);
             return Err(SetError::Io(name, error));
         }
         volume.link.take();

@@ -72,7 +72,7 @@ pub struct Writeback {
 }
 
 /// Somebody waits for a volume to be written back, as long as this lives.
-struct Wanted<'a>(&'a Writeback, u32);
+pub struct Wanted<'a>(&'a Writeback, u32);
 
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
@@ -127,6 +127,10 @@ impl Writeback {
             } else {
                 self.rest().await;
             }
+        }
+        // Who waits for write-back waits no longer.
+        for volume in self.owner.volumes() {
+            self.owner.stay(&volume);
         }
         self.moved.notify();
     }
@@ -189,14 +193,19 @@ impl Writeback {
         }
     }
 
+    /// Has a volume written back as long as the result lives.
+    pub fn want(&self, volume: &Volume) -> Wanted<'_> {
+        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
+        self.work.notify();
+        Wanted(self, volume.number)
+    }
+
     /// Writes back until nothing is dirty. For a volume that gets no new dirty data.
     ///
     /// # Errors
     /// The set stopped, or the backing device fails.
     pub async fn clean_all(&self, volume: &Volume) -> Result<(), IoError> {
-        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
-        let _wanted = Wanted(self, volume.number);
-        self.work.notify();
+        let _wanted = self.want(volume);
         let failures = self.failures.get();
         while self.owner.tree.dirty_sectors(volume.inode) > 0 || volume.marked_dirty.get() {
             if self.latch.check().is_err() || self.stopping.get() {
@@ -216,12 +225,10 @@ impl Writeback {
     /// # Errors
     /// The set stopped, or the backing device fails.
     pub async fn clean_pass(&self, volume: &Volume) -> Result<(), IoError> {
-        *self.wanted.borrow_mut().entry(volume.number).or_default() += 1;
-        let _wanted = Wanted(self, volume.number);
+        let _wanted = self.want(volume);
         self.idle_us(volume);
         let passes = || self.progress.borrow()[&volume.number].passes;
         let (upto, failures) = (passes() + 2, self.failures.get());
-        self.work.notify();
         while self.owner.tree.dirty_sectors(volume.inode) > 0 && passes() < upto {
             if self.latch.check().is_err() || self.stopping.get() {
                 return Err(IoError::Gone);
@@ -302,6 +309,8 @@ impl Writeback {
             Err(why) => {
                 log::error!("write-back to {}: {why}; it is tried again", disk.name());
                 self.failures.add(1);
+                // Its writes do not wait for a device that fails.
+                self.owner.stay(volume);
                 let now_us = self.exec.now_us();
                 self.progress_of(volume, |p| p.failed_us = Some(now_us));
             }
