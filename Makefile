@@ -54,6 +54,7 @@ lint: packages-test
 
 unit: packages-test
 	@$(RUN) cargo test --locked
+	@$(RUN) cargo test --locked --features canary --test canary
 
 system: packages-test hugepages
 	@$(MAKE) build bdevperf

@@ -12,6 +12,7 @@ use crate::gc;
 use crate::request::Kind;
 use crate::set::format::{Permission, label};
 use crate::task::join_all;
+use crate::units::BucketNr;
 use VolumeKind::{Backed, Flash};
 
 /// 2 MiB in buckets of 8 KiB.
@@ -210,8 +211,12 @@ async fn full(m: Rc<Machine>) -> Done {
     create(&m, 0, CacheMode::WriteThrough).await?;
     create(&m, 1, CacheMode::WriteBack).await?;
     m.burst(0, 32, 8).await?;
-    m.read_all(0).await?;
-    m.flush(0).await
+    // One after the other, so that there is a bucket for each.
+    for at in (0..4096).step_by(16) {
+        m.read(0, at, 16).await?;
+    }
+    m.hub.stop_all().await;
+    Ok(())
 }
 
 // --- what is cut ---
@@ -292,41 +297,49 @@ async fn journal_wrap(m: Rc<Machine>) -> Done {
     Ok(())
 }
 
-/// Reads the second volume through a cache that is full, until the priorities have been written so
-/// often.
-async fn churn(m: &Machine, rounds: u64) -> Done {
+/// How often buckets have been used again, in all. Between the starts of a set, no generation
+/// wraps here.
+fn reuses(m: &Machine) -> Result<u64, String> {
     let set = m.set()?;
-    let (mut written, mut last) = (0, set.journal.roots().prio_bucket);
-    for at in (0..4096).step_by(16).cycle() {
+    let gens = &set.alloc.gens;
+    let all = (0..gens.len()).map(|b| gens.generation(BucketNr(b as u32)));
+    Ok(all.map(|g| u64::from(g.0)).sum())
+}
+
+/// Reads the second volume through a cache that is full, until so many buckets have been used again.
+async fn churn(m: &Machine, buckets: u64) -> Done {
+    let census = m.set()?.alloc.census();
+    if census.clean < m.layout.nbuckets * 3 / 4 {
+        return Err(format!("the cache is not full: {census:?}"));
+    }
+    let enough = reuses(m)? + buckets;
+    for at in (0..4096).step_by(16).cycle().take(1024) {
         m.read(1, at, 16).await?;
         if at % 128 == 0 {
             m.write(1, at, 4).await?;
         }
-        let now = set.journal.roots().prio_bucket;
-        written += u64::from(now != last);
-        last = now;
-        if written == rounds {
-            break;
+        if reuses(m)? >= enough {
+            return m.flush(1).await;
         }
     }
-    m.flush(1).await
+    Err("no bucket is used again".to_string())
 }
 
 async fn prio_write(m: Rc<Machine>) -> Done {
     m.register_all().await?;
-    churn(&m, 4).await
+    churn(&m, 60).await
 }
 
 async fn gc_sweep(m: Rc<Machine>) -> Done {
     m.register_all().await?;
-    churn(&m, 2).await?;
+    churn(&m, 30).await?;
     let set = m.set()?;
     let sweeping = async {
         let done = gc::sweep(&set.tree).await;
         done.map_err(|_| "the set stopped".to_string())
     };
     both(sweeping, m.burst(1, 24, 4)).await?;
-    churn(&m, 2).await
+    churn(&m, 30).await
 }
 
 /// Waits until a volume's backing device says that nothing is dirty.
