@@ -54,6 +54,7 @@ lint: packages-test
 
 unit: packages-test
 	@$(RUN) cargo test --locked
+	@$(RUN) cargo test --locked --features canary --test canary
 
 # tests run up to three targets at a time
 system: packages-test

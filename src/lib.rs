@@ -51,7 +51,7 @@
 //! | `journal` `index` | ring, group commit, replay · the lockless map in memory |
 //! | `format` `disk` | the bytes on disk · one device, by owned buffers |
 //! | `limits` `rng` | what the format bounds · random numbers from a seed |
-//! | `task` `stats` `units` | executor and its clock · counters · sectors, buckets, generations |
+//! | `task` `stats` `units` `canary` | executor and its clock · counters · sectors, buckets, generations · seeded bugs |
 //!
 //! Write-back stands *above* the request path: it is one more party that moves ranges of a volume,
 //! so it asks the same owner for them that host I/O asks; the owner knows nothing of it. What would
@@ -82,6 +82,7 @@
 
 pub mod alloc;
 pub mod btree;
+pub mod canary;
 pub mod disk;
 pub mod format;
 pub mod gc;

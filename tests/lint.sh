@@ -35,7 +35,7 @@ while IFS= read -r file; do
 done <<<"$files"
 
 step "rustfmt" cargo fmt --all --check
-step "clippy" cargo clippy --locked --all-targets -- -D warnings
+step "clippy" cargo clippy --locked --all-targets --features canary -- -D warnings
 step "clippy, with SPDK" cargo clippy --locked --all-targets --features spdk -- -D warnings
 RUSTDOCFLAGS="-D warnings" step "rustdoc" cargo doc --locked --no-deps --quiet
 RUSTDOCFLAGS="-D warnings" step "rustdoc, with SPDK" cargo doc --locked --no-deps --quiet --features spdk

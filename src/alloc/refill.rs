@@ -11,6 +11,7 @@ use std::collections::BinaryHeap;
 use std::rc::Rc;
 
 use super::{Alloc, Use};
+use crate::canary::{self, Bug};
 use crate::disk::Stopped;
 use crate::task::{either, yield_now};
 use crate::units::BucketNr;
@@ -43,7 +44,7 @@ impl Alloc {
             }
             self.starving.set(false);
             self.wait_for_journal().await;
-            if self.write_prios().await.is_err() {
+            if !canary::has(Bug::ReuseBeforeGens) && self.write_prios().await.is_err() {
                 continue;
             }
             for bucket in chosen {

@@ -1,10 +1,14 @@
-//! What must be true of a set at rest, counted anew from the map.
+//! What must be true of a set at rest, counted anew from the map and looked up on the devices.
 
+use super::disk::Medium;
 use crate::alloc::Use;
 use crate::alloc::gens::Gens;
+use crate::format::superblock::{
+    BackingState, BackingSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
+};
 use crate::index::Extent;
 use crate::set::cache::CacheSet;
-use crate::units::{BucketNr, Gen, Inode, Sector};
+use crate::units::{BucketNr, Gen, Inode, SECTOR_BYTES, Sector};
 
 /// All fresh extents, those that touch joined.
 pub fn extents(set: &CacheSet) -> Vec<(Inode, Extent)> {
@@ -84,6 +88,97 @@ pub fn counts(set: &CacheSet) -> Result<(), String> {
             return Err(format!(
                 "volume {inode} has {count} dirty sectors, the tree says {known}"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// The map is that with which the set was stopped, but for clean data that the allocator has taken
+/// since.
+///
+/// # Errors
+/// The first difference.
+pub fn same_map(set: &CacheSet, mut before: Vec<(Inode, Extent)>) -> Result<(), String> {
+    before.retain(|(_, e)| e.dirty || set.tree.is_fresh(e));
+    let now = extents(set);
+    if before == now {
+        return Ok(());
+    }
+    let i = before.iter().zip(&now).take_while(|(a, b)| a == b).count();
+    Err(format!(
+        "the map changed over a restart: {:?} became {:?} (number {i} of {} and {})",
+        before.get(i),
+        now.get(i),
+        before.len(),
+        now.len()
+    ))
+}
+
+/// The superblock of a backing device, if it has one.
+pub fn backing_super(medium: &Medium) -> Option<BackingSuper> {
+    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
+    match parse(&bytes) {
+        Ok(Super::Backing(sb)) => Some(sb),
+        _ => None,
+    }
+}
+
+/// The volumes of a set that are on these devices, as their superblocks say.
+fn members<'a>(
+    set: &CacheSet,
+    backings: impl IntoIterator<Item = &'a Medium>,
+) -> Vec<(Inode, BackingSuper, &'a Medium)> {
+    let member = |medium: &'a Medium| {
+        let sb = backing_super(medium)?;
+        Some((set.find_uuid(sb.uuid)?, sb, medium))
+    };
+    backings.into_iter().filter_map(member).collect()
+}
+
+/// No backing device of which something is dirty in the cache says anything but dirty. To be called
+/// before a volume joins, which would put that right.
+///
+/// # Errors
+/// The first device that does.
+pub fn marks<'a>(
+    set: &CacheSet,
+    backings: impl IntoIterator<Item = &'a Medium>,
+) -> Result<(), String> {
+    for (inode, sb, medium) in members(set, backings) {
+        let dirty = set.tree.dirty_sectors(inode);
+        if dirty > 0 && (sb.state() != BackingState::Dirty || sb.set_uuid != set.set_uuid()) {
+            return Err(format!(
+                "{} has {dirty} dirty sectors in the cache, its superblock says {}",
+                medium.name(),
+                sb.state()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Clean data are the same on the backing device. To be called before any write.
+///
+/// # Errors
+/// The first extent of which they are not.
+pub fn clean_data<'a>(
+    set: &CacheSet,
+    cache: &Medium,
+    backings: impl IntoIterator<Item = &'a Medium>,
+) -> Result<(), String> {
+    let mut members = members(set, backings);
+    // Of one that has left, or has not joined yet, keys mean nothing.
+    members.retain(|(_, sb, _)| {
+        let state = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
+        state && sb.set_uuid == set.set_uuid()
+    });
+    for (inode, e) in extents(set) {
+        let Some((_, _, medium)) = members.iter().find(|m| m.0 == inode) else {
+            continue;
+        };
+        if !e.dirty && !cache.is_same(e.at, medium, e.start, e.sectors.into()) {
+            let device = medium.name();
+            return Err(format!("{e:?} is clean, but {device} holds something else"));
         }
     }
     Ok(())

@@ -42,6 +42,41 @@ pub struct Faults {
     pub flush: u64,
 }
 
+/// Counts what the devices of a machine are told to write and to flush, and cuts the power at one
+/// of these steps: that one still reaches its device's volatile cache, no later one does, and
+/// nothing is answered any more.
+pub struct Fuse {
+    steps: Cell<u64>,
+    last: u64,
+}
+
+impl Fuse {
+    /// A fuse that blows at step `last`, counted from 0.
+    pub fn new(last: u64) -> Rc<Fuse> {
+        Rc::new(Fuse {
+            steps: Cell::new(0),
+            last,
+        })
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.get()
+    }
+
+    /// Whether the power is gone.
+    pub fn is_blown(&self) -> bool {
+        self.steps.get() > self.last
+    }
+
+    /// Takes a step; false when there is no power for it.
+    fn step(&self) -> bool {
+        let powered = !self.is_blown();
+        self.steps.set(self.steps.get() + u64::from(powered));
+        powered
+    }
+}
+
 /// What a device holds, and what it may forget.
 pub struct Medium {
     name: String,
@@ -58,6 +93,8 @@ pub struct Medium {
     pub faults: Cell<Faults>,
     /// It answers no reads.
     pub stuck: Cell<bool>,
+    /// What cuts its power.
+    pub fuse: RefCell<Option<Rc<Fuse>>>,
 }
 
 impl Medium {
@@ -83,7 +120,13 @@ impl Medium {
             writes: Cell::new(0),
             faults: Cell::default(),
             stuck: Cell::new(false),
+            fuse: RefCell::default(),
         })
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What a read of the whole device would return now.
@@ -94,6 +137,11 @@ impl Medium {
     /// Some bytes as a read would return them now.
     pub fn peek(&self, at: Sector, sectors: u64) -> Vec<u8> {
         self.visible.borrow()[range(at, sectors)].to_vec()
+    }
+
+    /// Whether some bytes are those of another device.
+    pub fn is_same(&self, at: Sector, other: &Medium, there: Sector, sectors: u64) -> bool {
+        self.visible.borrow()[range(at, sectors)] == other.visible.borrow()[range(there, sectors)]
     }
 
     /// Changes bytes at once and durably, as a hand from outside does.
@@ -116,6 +164,11 @@ impl Medium {
             let end = side.len() + bytes;
             side.resize(end, 0);
         }
+    }
+
+    /// Whether there is power for one more write or flush.
+    fn step(&self) -> bool {
+        self.fuse.borrow().as_ref().is_none_or(|fuse| fuse.step())
     }
 
     fn give(&self, at: Sector, data: Vec<u8>) -> u64 {
@@ -321,6 +374,9 @@ impl SimDisk {
         if let Err(why) = self.check(at, (data.len() / SECTOR_BYTES) as u64) {
             return self.sched.after(1, move || done(Err(why)));
         }
+        if !self.medium.step() {
+            return;
+        }
         let failed = self.fails(self.medium.faults.get().write);
         let nr = self.medium.give(at, data);
         let (medium, sched) = (self.medium.clone(), self.sched.clone());
@@ -339,6 +395,9 @@ impl SimDisk {
 
     /// Starts a flush; `done` is called later.
     pub fn start_flush(&self, done: impl FnOnce(Result<(), IoError>) + 'static) {
+        if !self.medium.step() {
+            return;
+        }
         let mut covered = self.medium.answered();
         covered.sort_unstable();
         let failed = self.fails(self.medium.faults.get().flush);

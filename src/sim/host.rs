@@ -6,27 +6,42 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::disk::SimDisk;
+use super::stage::Stage;
 use crate::disk::{Disk, DoneFuture};
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
 use crate::set::host::{Host, OpenError};
 
-/// A host whose devices are simulated. Volumes shown are kept by name; fronts for them are made by
-/// whoever drives the world.
+/// A host whose devices are simulated. Volumes are shown on its stage.
 pub struct SimHost {
     rng: Rc<Rng>,
     disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
-    shown: RefCell<BTreeMap<String, Arc<VolumeShared>>>,
+    stage: Rc<Stage>,
 }
 
 impl SimHost {
-    /// A host without devices.
+    /// A host without devices, whose volumes have no fronts.
     pub fn new(rng: Rc<Rng>) -> SimHost {
+        Self::with_reactors(rng, 0)
+    }
+
+    /// A host without devices, whose volumes have so many fronts each.
+    pub fn with_reactors(rng: Rc<Rng>, reactors: usize) -> SimHost {
         SimHost {
+            stage: Stage::new(reactors, rng.clone()),
             rng,
             disks: RefCell::default(),
-            shown: RefCell::default(),
         }
+    }
+
+    /// Where volumes are shown.
+    pub fn stage(&self) -> &Rc<Stage> {
+        &self.stage
+    }
+
+    fn sim(&self, disk: Option<Rc<dyn Disk>>) -> Option<Rc<SimDisk>> {
+        let name = disk?.name();
+        self.disks.borrow().get(&name).cloned()
     }
 
     /// Adds a device under its name.
@@ -36,7 +51,7 @@ impl SimHost {
 
     /// The volumes that are shown.
     pub fn shown(&self) -> Vec<Arc<VolumeShared>> {
-        self.shown.borrow().values().cloned().collect()
+        self.stage.volumes()
     }
 }
 
@@ -53,32 +68,29 @@ impl Host for SimHost {
     }
 
     fn is_taken(&self, name: &str) -> bool {
-        self.disks.borrow().contains_key(name) || self.shown.borrow().contains_key(name)
+        self.disks.borrow().contains_key(name) || self.stage.volume(name).is_some()
     }
 
     fn expose(
         &self,
         volume: Arc<VolumeShared>,
-        _backing: Option<Rc<dyn Disk>>,
-        _cache: Option<Rc<dyn Disk>>,
+        backing: Option<Rc<dyn Disk>>,
+        cache: Option<Rc<dyn Disk>>,
     ) -> Result<(), i32> {
         const EEXIST: i32 = 17;
-        let mut shown = self.shown.borrow_mut();
-        if shown.contains_key(&volume.name) {
-            return Err(EEXIST);
+        let (backing, cache) = (self.sim(backing), self.sim(cache));
+        match self.stage.show(volume, backing, cache) {
+            true => Ok(()),
+            false => Err(EEXIST),
         }
-        shown.insert(volume.name.clone(), volume);
-        Ok(())
     }
 
     fn hide(&self, name: &str) -> DoneFuture {
-        self.shown.borrow_mut().remove(name);
-        Box::pin(async { Ok(()) })
+        self.stage.hide(name)
     }
 
-    fn replace(&self, volume: Arc<VolumeShared>, _cache: Option<Rc<dyn Disk>>) -> DoneFuture {
-        self.shown.borrow_mut().insert(volume.name.clone(), volume);
-        Box::pin(async { Ok(()) })
+    fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
+        self.stage.replace(volume, self.sim(cache))
     }
 
     fn resize(&self, _name: &str, _size_sectors: u64) -> Result<(), i32> {

@@ -4,7 +4,7 @@
 //! the owner, its tasks and every reactor in an order drawn from the seed, lets time jump to the
 //! next event, cuts the power when it likes, and starts the set again on what the disks kept.
 //! An [`oracle::Oracle`] knows what every sector may hold. A run is a function of its seed: what fails
-//! once fails again.
+//! once fails again. Where seeds take any way, a [`sweep`] takes one way and stops at each of its steps.
 //!
 //! | file | what |
 //! |---|---|
@@ -16,12 +16,20 @@
 //! | [`plan`] | what a run does, drawn from its seed |
 //! | [`world`] | a set, its volumes, fronts and load over several lives |
 //! | [`check`] | what must be true of a set at rest |
+//! | [`stage`] | fronts for the volumes that the lifecycle shows |
+//! | [`machine`] | the whole engine with its lifecycle, driven by a script |
+//! | [`sweep`] | the power cut at every single write of a script |
+//! | [`scenario`] | the scripts of the sweep |
 
 pub mod check;
 pub mod disk;
 pub mod host;
 pub mod lane;
+pub mod machine;
 pub mod oracle;
 pub mod plan;
+pub mod scenario;
 pub mod sched;
+pub mod stage;
+pub mod sweep;
 pub mod world;

@@ -45,6 +45,7 @@ impl Version {
     }
 }
 
+#[derive(Clone)]
 struct Volume {
     sectors: Vec<Vec<Version>>,
     /// The beginning of the last flush that was answered.
@@ -52,6 +53,7 @@ struct Volume {
 }
 
 /// The oracle of all volumes.
+#[derive(Clone)]
 pub struct Oracle {
     now: Moment,
     volumes: Vec<Volume>,

@@ -272,23 +272,18 @@ impl World {
     }
 
     fn start(&mut self, life: &mut Life) -> Result<(), String> {
-        let (cache, backings) = self.open(life);
+        let (cache, disks) = self.open(life);
         let starting = self.starting(life, cache.clone());
         let set = self.wait(life, starting)?.map_err(|e| e.to_string())?;
         life.set = Some(set.clone());
         check::counts(&set).map_err(|why| format!("after the start: {why}"))?;
-        if let Some(mut before) = self.stopped_with.take() {
-            // The allocator is at work already, and takes what is clean.
-            before.retain(|(_, e)| e.dirty || set.tree.is_fresh(e));
-            let now = check::extents(&set);
-            if before != now {
-                return Err(format!(
-                    "the map changed over a restart: {}",
-                    differ(&before, &now)
-                ));
-            }
+        let backings = || self.backings.iter().flatten().map(|medium| &**medium);
+        check::marks(&set, backings())?;
+        check::clean_data(&set, &self.cache, backings())?;
+        if let Some(before) = self.stopped_with.take() {
+            check::same_map(&set, before)?;
         }
-        for (i, backing) in backings.into_iter().enumerate() {
+        for (i, backing) in disks.into_iter().enumerate() {
             let inode = self.inode(life, &set, i)?;
             self.attach(life, &set, i, inode, cache.clone(), backing)?;
         }
@@ -336,12 +331,6 @@ impl World {
                     return Err("a backing device changed its kind".to_string());
                 };
                 let dirty = sb.state() == BackingState::Dirty;
-                if !dirty && set.tree.dirty_sectors(inode) > 0 {
-                    return Err(format!(
-                        "volume {i} has dirty data, its superblock says {}",
-                        sb.state()
-                    ));
-                }
                 set.owner.add_volume(
                     inode,
                     Some((disk.clone(), DATA_OFFSET)),
@@ -740,17 +729,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-fn differ(a: &[(Inode, Extent)], b: &[(Inode, Extent)]) -> String {
-    let i = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    format!(
-        "{:?} became {:?} (number {i} of {} and {})",
-        a.get(i),
-        b.get(i),
-        a.len(),
-        b.len()
-    )
 }
 
 /// Where a life stands, for whoever looks for what hangs.

@@ -1,0 +1,37 @@
+//! Seeded bugs, by which the tests see that the simulator would find such ones.
+//!
+//! They are there only in builds with the feature `canary`, and there only in a thread that asks for
+//! one; in all others the question is a constant and costs nothing.
+
+/// A bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Buckets are used again before their raised generations are on the disk.
+    ReuseBeforeGens,
+    /// Keys become clean before the backing device was flushed.
+    CleanBeforeFlush,
+}
+
+#[cfg(feature = "canary")]
+thread_local! {
+    static SEEDED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Seeds a bug in this thread, or none.
+#[cfg(feature = "canary")]
+pub fn seed(bug: Option<Bug>) {
+    SEEDED.set(bug);
+}
+
+/// Whether this thread has the bug.
+#[cfg(feature = "canary")]
+pub fn has(bug: Bug) -> bool {
+    SEEDED.get() == Some(bug)
+}
+
+/// Whether this thread has the bug: never.
+#[cfg(not(feature = "canary"))]
+#[inline(always)]
+pub const fn has(_bug: Bug) -> bool {
+    false
+}

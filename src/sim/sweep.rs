@@ -1,0 +1,224 @@
+//! The power cut at every single write and flush of a script.
+//!
+//! A scenario is prepared once; what its devices hold then is the start of every run. Run n cuts
+//! the power at step n of the script: what was not flushed by then is lost, torn or kept in an
+//! order of its own for each n. After that the set is started again, and everything is looked at:
+//! that all that was acknowledged is there, each sector of each volume, every invariant of the set
+//! ([`check`]), that it goes on working, and that the next start finds the same map.
+//!
+//! What a cut may leave of a volume that was being created: nothing, or the volume; the same call
+//! creates it then. Where a torn superblock is refused, it takes `force` and `discard_dirty`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::check;
+use super::disk::Fuse;
+use super::machine::{Books, Job, Layout, Machine, Media, VolumeKind, name};
+use crate::format::superblock::CacheMode;
+use crate::index::Extent;
+use crate::rng::Rng;
+use crate::set::error::SetError;
+use crate::set::format::Permission;
+use crate::units::Inode;
+
+/// A script.
+pub type Script = fn(Rc<Machine>) -> Job;
+
+/// What is swept.
+pub struct Scenario {
+    /// What people call it.
+    pub name: &'static str,
+    /// Devices and volumes.
+    pub layout: Layout,
+    /// What happens before, uncut. The power goes at its end, too.
+    pub prepare: Script,
+    /// What is cut.
+    pub script: Script,
+}
+
+/// Flushes that devices ignore: canaries.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spoil {
+    /// Those of the cache device.
+    pub fast: bool,
+    /// Those of the backing devices.
+    pub slow: bool,
+}
+
+/// A scenario that is prepared.
+pub struct Sweep {
+    layout: Layout,
+    script: Script,
+    seed: u64,
+    media: Media,
+    books: Books,
+    /// Which flushes are ignored from here on.
+    pub spoil: Spoil,
+}
+
+/// A life that nothing cuts.
+const UNCUT: u64 = u64::MAX - 1;
+
+impl Sweep {
+    /// Prepares a scenario.
+    ///
+    /// # Errors
+    /// What goes wrong although nothing is cut.
+    pub fn new(scenario: &Scenario, seed: u64) -> Result<Sweep, String> {
+        let media = Media::new(&scenario.layout);
+        let books = Rc::new(RefCell::new(Books::new(&scenario.layout)));
+        let machine = Machine::new(
+            scenario.layout,
+            media.clone(),
+            books.clone(),
+            seed,
+            Fuse::new(UNCUT),
+        );
+        let done = machine.run((scenario.prepare)(machine.clone()));
+        machine.die(&Rng::new(seed), true);
+        done?.ok_or("the power went")??;
+        let books = books.borrow().clone();
+        Ok(Sweep {
+            layout: scenario.layout,
+            script: scenario.script,
+            seed,
+            media,
+            books,
+            spoil: Spoil::default(),
+        })
+    }
+
+    /// The steps that the script takes when nothing cuts it.
+    ///
+    /// # Errors
+    /// What goes wrong then.
+    pub fn steps(&self) -> Result<u64, String> {
+        self.cut(UNCUT)
+    }
+
+    /// Cuts the power at step `n`, starts again, and looks at everything. Returns how many steps
+    /// there were: at most `n` when the script ended before.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn cut(&self, n: u64) -> Result<u64, String> {
+        let media = self.media.copy();
+        media.fast.ignore_flush.set(self.spoil.fast);
+        for slow in media.slow.iter().flatten() {
+            slow.ignore_flush.set(self.spoil.slow);
+        }
+        let books = Rc::new(RefCell::new(self.books.clone()));
+        let chance = Rng::new(self.seed.wrapping_mul(0x1_0001).wrapping_add(n));
+        let switch_on = |seed, fuse| {
+            let (media, books) = (media.clone(), books.clone());
+            Machine::new(self.layout, media, books, seed, fuse)
+        };
+        let machine = switch_on(self.seed, Fuse::new(n));
+        let done = machine.run((self.script)(machine.clone()));
+        let steps = machine.fuse.steps();
+        machine.die(&chance, true);
+        done.map_err(|why| format!("the script: {why}"))?
+            .unwrap_or(Ok(()))
+            .map_err(|why| format!("the script: {why}"))?;
+
+        let machine = switch_on(chance.next(), Fuse::new(UNCUT));
+        let done = machine.run(revive(machine.clone()));
+        machine.die(&chance, true);
+        let map = powered(done).map_err(|why| format!("after the cut: {why}"))?;
+
+        let machine = switch_on(chance.next(), Fuse::new(UNCUT));
+        let done = machine.run(look_again(machine.clone(), map));
+        machine.die(&chance, true);
+        powered(done).map_err(|why| format!("a start later: {why}"))?;
+        Ok(steps)
+    }
+}
+
+type Map = Vec<(Inode, Extent)>;
+
+fn powered<T>(done: Result<Option<Result<T, String>>, String>) -> Result<T, String> {
+    done?.ok_or("the power went")?
+}
+
+/// Brings everything up as the cut left it, and looks at it before anything is written.
+async fn bring_up(m: &Machine, map: Option<Map>) -> Result<(), String> {
+    let made = m.books.borrow().made.clone();
+    let set = match m.hub.register("fast").await {
+        Ok(_) => Some(m.set()?),
+        Err(why) if made.contains(&true) => return Err(format!("the set: {why}")),
+        // It was being formatted.
+        Err(_) => None,
+    };
+    if let Some(set) = &set {
+        check::counts(set)?;
+        check::marks(set, m.media.backings())?;
+        check::clean_data(set, &m.media.fast, m.media.backings())?;
+    }
+    if let (Some(set), Some(map)) = (&set, map) {
+        check::same_map(set, map)?;
+    }
+    for (i, slow) in m.media.slow.iter().enumerate() {
+        let Some(slow) = slow else { continue };
+        match m.hub.register(slow.name()).await {
+            Err(why) if made[i] => return Err(format!("{}: {why}", slow.name())),
+            _ => {}
+        }
+    }
+    for (i, &was_made) in made.iter().enumerate() {
+        if m.stage.volume(&name(i)).is_none() {
+            if was_made {
+                return Err(format!("{} is not there", name(i)));
+            }
+            make(m, i).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates a volume that a cut may have left unfinished.
+async fn make(m: &Machine, i: usize) -> Result<(), String> {
+    if let VolumeKind::Flash(_) = m.layout.volumes[i] {
+        return m.create_flash(i).await;
+    }
+    let mode = CacheMode::WriteBack;
+    let done = m.create(i, mode, Permission::default()).await;
+    let Err(why) = done else { return Ok(()) };
+    let refused = why.is_damage() || matches!(why, SetError::Occupied(_));
+    if !refused {
+        return Err(format!("{} cannot be created: {why}", name(i)));
+    }
+    let force = Permission {
+        force: true,
+        discard_dirty: true,
+    };
+    let done = m.create(i, mode, force).await;
+    done.map_err(|why| format!("{} cannot be created by force: {why}", name(i)))
+}
+
+/// The first life after a cut: everything is read, work goes on, and ends in good order.
+async fn revive(m: Rc<Machine>) -> Result<Map, String> {
+    bring_up(&m, None).await?;
+    for i in 0..m.layout.volumes.len() {
+        m.read_all(i).await?;
+    }
+    check::counts(&*m.set()?)?;
+    for i in 0..m.layout.volumes.len() {
+        m.burst(i, 8, 4).await?;
+        m.flush(i).await?;
+    }
+    let set = m.set()?;
+    m.hub.stop_all().await;
+    check::counts(&set)?;
+    check::no_pins(&set)?;
+    Ok(check::extents(&set))
+}
+
+/// The second: nothing has changed.
+async fn look_again(m: Rc<Machine>, map: Map) -> Result<(), String> {
+    bring_up(&m, Some(map)).await?;
+    for i in 0..m.layout.volumes.len() {
+        m.read_all(i).await?;
+    }
+    check::counts(&*m.set()?)
+}
