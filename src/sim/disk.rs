@@ -83,6 +83,11 @@ impl Medium {
         })
     }
 
+    /// What people call it.
+    pub fn label(&self) -> &str {
+        &self.name
+    }
+
     /// What a read of the whole device would return now.
     pub fn bytes(&self) -> Vec<u8> {
         self.visible.borrow().clone()
