@@ -169,7 +169,7 @@ impl Check<'_> {
         for (i, entry) in self.uuids.clone().into_iter().enumerate() {
             let at = table_at + (i * uuids::ENTRY_BYTES) as u64;
             self.volumes.push(sum_of(i, &entry));
-            self.bounds.push(bounds_of(&entry));
+            self.bounds.push((Sector(0), Sector(MAX_KEY_OFFSET)));
             if !entry.is_live() {
                 continue;
             }
@@ -183,6 +183,7 @@ impl Check<'_> {
             } else if entry.is_flash_only() && entry.sectors == 0 {
                 "lives on the flash alone and has no size".to_string()
             } else {
+                self.bounds[i] = bounds_of(&entry);
                 continue;
             };
             let text = format!("volume {i}, {uuid}, {wrong}");

@@ -1,10 +1,15 @@
 //! What a check found, for eyes and for scripts.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-/// Findings that a report keeps; more are only counted, so that a device full of noise takes no
-/// memory.
-pub const FINDINGS_MAX: usize = 1000;
+/// Findings of one kind that a report keeps. More are only counted: one wrong field can make
+/// thousands, which nobody reads.
+pub const FINDINGS_MAX: u64 = 20;
+
+/// Notes that a report keeps.
+const NOTES_MAX: usize = 1000;
 
 /// What is wrong, one kind for each way. The names in a report are these in snake case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -135,6 +140,71 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 61] = [
+        Kind::SuperMagic,
+        Kind::SuperOffset,
+        Kind::SuperChecksum,
+        Kind::SuperVersion,
+        Kind::SuperUuid,
+        Kind::SuperGeometry,
+        Kind::SuperJournal,
+        Kind::SuperMode,
+        Kind::DeviceTooSmall,
+        Kind::NotStarted,
+        Kind::Unreadable,
+        Kind::JournalEmpty,
+        Kind::JournalGap,
+        Kind::JournalTwice,
+        Kind::JournalEntry,
+        Kind::JournalKey,
+        Kind::RootKey,
+        Kind::RootLevel,
+        Kind::PrioPlace,
+        Kind::PrioCycle,
+        Kind::PrioMagic,
+        Kind::PrioChecksum,
+        Kind::PrioSeq,
+        Kind::UuidPlace,
+        Kind::UuidTwice,
+        Kind::UuidEntry,
+        Kind::NodeBlank,
+        Kind::NodeMagic,
+        Kind::NodeVersion,
+        Kind::NodeLength,
+        Kind::NodeChecksum,
+        Kind::NodeEmptySet,
+        Kind::NodeKey,
+        Kind::NodeOrder,
+        Kind::NodeOverlap,
+        Kind::NodeStray,
+        Kind::NodeTwice,
+        Kind::ChildKey,
+        Kind::ChildStale,
+        Kind::ChildRange,
+        Kind::KeyRange,
+        Kind::KeyStart,
+        Kind::PointerDevice,
+        Kind::PointerOutside,
+        Kind::PointerCrosses,
+        Kind::KeyUnaligned,
+        Kind::KeyVolume,
+        Kind::KeyBeyond,
+        Kind::FlashClean,
+        Kind::GenAhead,
+        Kind::GenBehind,
+        Kind::BucketTwice,
+        Kind::DataInMeta,
+        Kind::DataOverlap,
+        Kind::BucketOverfull,
+        Kind::BackingElsewhere,
+        Kind::BackingUnknown,
+        Kind::BackingTwice,
+        Kind::StateNotDirty,
+        Kind::StateStale,
+        Kind::BlockSize,
+    ];
+
     /// Its name as reports have it.
     pub fn name(self) -> String {
         let mut name = String::new();
@@ -237,10 +307,10 @@ pub struct Summary {
 pub struct Report {
     /// Whether nothing is wrong.
     pub clean: bool,
-    /// What is wrong, the first [`FINDINGS_MAX`].
+    /// What is wrong, the first [`FINDINGS_MAX`] of each kind.
     pub findings: Vec<Finding>,
-    /// How many findings there are beyond those.
-    pub more: u64,
+    /// How many findings of each kind there are.
+    pub counts: BTreeMap<Kind, u64>,
     /// What is worth knowing but not wrong.
     pub notes: Vec<String>,
     /// What was seen.
@@ -259,15 +329,19 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, kind: Kind, place: Place, text: String) {
-        if self.findings.len() < FINDINGS_MAX {
+        if self.keeps(kind) {
             self.findings.push(Finding { kind, place, text });
-        } else {
-            self.more += 1;
         }
+        *self.counts.entry(kind).or_default() += 1;
+    }
+
+    /// Whether one more finding of that kind is kept, so that it is worth looking for its place.
+    pub(super) fn keeps(&self, kind: Kind) -> bool {
+        self.counts.get(&kind).is_none_or(|&n| n < FINDINGS_MAX)
     }
 
     pub(super) fn note(&mut self, text: String) {
-        if self.notes.len() < FINDINGS_MAX {
+        if self.notes.len() < NOTES_MAX {
             self.notes.push(text);
         }
     }
@@ -290,6 +364,9 @@ mod tests {
         for _ in 0..FINDINGS_MAX + 3 {
             report.add(Kind::NodeKey, Place::default(), String::new());
         }
-        assert_eq!((report.findings.len(), report.more), (FINDINGS_MAX, 3));
+        report.add(Kind::NodeOrder, Place::default(), String::new());
+        assert_eq!(report.findings.len() as u64, FINDINGS_MAX + 1);
+        assert_eq!(report.counts[&Kind::NodeKey], FINDINGS_MAX + 3);
+        assert!(serde_json::json!(report)["counts"]["node_order"] == 1);
     }
 }

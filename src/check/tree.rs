@@ -5,7 +5,7 @@
 //! a cycle ends where it closes.
 
 use super::journal::Journal;
-use super::report::{FINDINGS_MAX, Kind};
+use super::report::Kind;
 use super::space::{Age, Use};
 use super::{Cache, CannotCheck, Check, describe, kind_of_extent, read};
 use crate::format::bset::{BsetError, HEADER_BYTES, NodeImage, node_salvage, set_blocks};
@@ -109,7 +109,7 @@ impl Check<'_> {
     /// A finding about a key of the leaf that is being looked at, or of the journal.
     pub(super) fn find_key(&mut self, kind: Kind, key: &Key, text: String) {
         let mut byte = None;
-        if self.report.findings.len() < FINDINGS_MAX {
+        if self.report.keeps(kind) {
             let is_it = |other: &Key| {
                 other.inode == key.inode
                     && other.start() <= key.start()
@@ -224,7 +224,7 @@ impl Check<'_> {
         if matches!(age, Age::Fresh | Age::Unknown) {
             return true;
         }
-        let kept = self.report.findings.len() < FINDINGS_MAX;
+        let kept = self.report.keeps(Kind::ChildStale) || self.report.keeps(Kind::GenAhead);
         let place = raw.iter().filter(|_| kept).find(|raw| raw.2 == *key);
         let byte = place.map_or(0, |raw| raw.0);
         match age {
