@@ -16,7 +16,7 @@ PYTEST ?=
 .PHONY: help build demo test lint unit system bdevperf bench clean packages packages-test hugepages
 
 help:
-	@echo 'make            build the target: $(TARGET_DIR)/release/bcache_tgt'
+	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
 	@echo 'make demo       start it on files in a temporary folder, write, kill, recover, verify; prints a table'
 	@echo 'make test       format, lints, documentation, shell scripts, unit and system tests'
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
@@ -39,7 +39,7 @@ hugepages:
 	@spdk/hugepages.sh
 
 build: packages
-	@$(RUN) cargo build --release --features spdk --bin bcache_tgt
+	@$(RUN) cargo build --release --features spdk --bin bcache_tgt --bin bcachectl
 
 # bdevperf wants the module as a static library, which is the lib target's other form
 bdevperf: packages

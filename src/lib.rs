@@ -42,6 +42,7 @@
 //! |---|---|
 //! | `bin` | the programs |
 //! | `spdk` `sim` | the two worlds: real devices and reactors, simulated ones; they never meet |
+//! | `check` | verifies a set on its devices, without running it |
 //! | `rpc` | methods, parameters, results, error codes |
 //! | `set` | sets and volumes: create, start, recover, attach, detach, stop |
 //! | `writeback` `gc` | dirty data on their way to the backing device · keys of reused buckets |
@@ -83,6 +84,7 @@
 pub mod alloc;
 pub mod btree;
 pub mod canary;
+pub mod check;
 pub mod disk;
 pub mod format;
 pub mod gc;

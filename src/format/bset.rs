@@ -6,7 +6,7 @@
 //! by which the parent knows the node: a node read through a stale or wrong pointer fails.
 //!
 //! After a crash the last run may be torn. [`node_read`] then refuses the node and names the
-//! block; [`node_salvage`] gives the runs before it, for a caller who knows from the journal that
+//! byte; [`node_salvage`] gives the runs before it, for a caller who knows from the journal that
 //! no more was durable.
 
 use std::fmt;
@@ -30,7 +30,7 @@ const AT_SEQ: usize = 16;
 const AT_VERSION: usize = 24;
 const AT_KEYS: usize = 28;
 
-/// Why a node is refused. Blocks count from the start of the node.
+/// Why a node is refused. Bytes count from the start of the node, which is that of its bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BsetError {
     /// The bytes are no whole number of blocks, or none.
@@ -43,24 +43,24 @@ pub enum BsetError {
     /// The magic number is another.
     BadMagic {
         /// Where the run begins.
-        block: u32,
+        byte: u32,
     },
     /// A version that nobody has defined.
     UnknownVersion {
         /// Where the run begins.
-        block: u32,
+        byte: u32,
         /// The version.
         version: u32,
     },
     /// The run is longer than what is left of the node.
     TooLong {
         /// Where the run begins.
-        block: u32,
+        byte: u32,
     },
     /// The checksum is another.
     BadChecksum {
         /// Where the run begins.
-        block: u32,
+        byte: u32,
         /// As it stands.
         stored: u64,
         /// As it should be.
@@ -69,24 +69,24 @@ pub enum BsetError {
     /// A run without keys that is not the first.
     EmptySet {
         /// Where the run begins.
-        block: u32,
+        byte: u32,
     },
     /// A key is none.
     BadKey {
-        /// Where the run begins.
-        block: u32,
+        /// Where the key begins.
+        byte: u32,
         /// What is wrong with the key.
         error: KeyError,
     },
     /// The keys of a run are not in order.
     Unordered {
-        /// Where the run begins.
-        block: u32,
+        /// Where the first key begins that should stand before its predecessor.
+        byte: u32,
     },
     /// A block behind the last run carries the node's sequence number: a run in between is lost.
     StraySet {
-        /// The block.
-        block: u32,
+        /// Where the block begins.
+        byte: u32,
     },
 }
 
@@ -96,26 +96,26 @@ impl fmt::Display for BsetError {
         match self {
             BadLength { bytes } => write!(f, "btree node of {bytes} bytes is not of whole blocks"),
             NoSeq => f.write_str("btree node was never written: its sequence number is zero"),
-            BadMagic { block } => write!(f, "wrong magic number of the keys at block {block}"),
-            UnknownVersion { block, version } => {
-                write!(f, "unknown version {version} of the keys at block {block}")
+            BadMagic { byte } => write!(f, "wrong magic number of the keys at byte {byte}"),
+            UnknownVersion { byte, version } => {
+                write!(f, "unknown version {version} of the keys at byte {byte}")
             }
-            TooLong { block } => write!(f, "the keys at block {block} run over the node's end"),
+            TooLong { byte } => write!(f, "the keys at byte {byte} run over the node's end"),
             BadChecksum {
-                block,
+                byte,
                 stored,
                 computed,
             } => write!(
                 f,
-                "the keys at block {block} are damaged: checksum {stored:016x}, should be {computed:016x}"
+                "the keys at byte {byte} are damaged: checksum {stored:016x}, should be {computed:016x}"
             ),
-            EmptySet { block } => write!(f, "no keys at block {block}, where some must be"),
-            BadKey { block, error } => write!(f, "bad key at block {block}: {error}"),
-            Unordered { block } => write!(f, "the keys at block {block} are out of order"),
-            StraySet { block } => {
+            EmptySet { byte } => write!(f, "no keys at byte {byte}, where some must be"),
+            BadKey { byte, error } => write!(f, "bad key at byte {byte}: {error}"),
+            Unordered { byte } => write!(f, "the keys at byte {byte} are out of order"),
+            StraySet { byte } => {
                 write!(
                     f,
-                    "block {block} belongs to the node, but what precedes it is lost"
+                    "the block at byte {byte} belongs to the node, but what precedes it is lost"
                 )
             }
         }
@@ -182,7 +182,8 @@ pub fn node_salvage(
     }
     let mut rest = bytes;
     while !rest.is_empty() && u64_at(rest, AT_SEQ) == seq {
-        let (keys, key_bytes) = match set_read(rest, set_magic, ptr, node.written_blocks) {
+        let at = (bytes.len() - rest.len()) as u32;
+        let (keys, key_bytes) = match set_read(rest, set_magic, ptr, at) {
             Ok(read) => read,
             Err(error) => return (node, Some(error)),
         };
@@ -196,28 +197,29 @@ pub fn node_salvage(
         .chunks_exact(block_bytes)
         .position(|block| u64_at(block, AT_SEQ) == seq);
     let stray = stray.map(|i| BsetError::StraySet {
-        block: node.written_blocks + i as u32,
+        byte: (bytes.len() - rest.len() + i * block_bytes) as u32,
     });
     (node, stray)
 }
 
-/// Reads the run at the start of `bytes` (which is whole blocks); returns its keys and their bytes.
+/// Reads the run at the start of `bytes` (which is whole blocks, at byte `byte` of the node);
+/// returns its keys and their bytes.
 fn set_read(
     bytes: &[u8],
     set_magic: u64,
     ptr: Ptr,
-    block: u32,
+    byte: u32,
 ) -> Result<(Vec<Key>, usize), BsetError> {
     let version = u32_at(bytes, AT_VERSION);
     if u64_at(bytes, AT_MAGIC) != set_magic ^ MAGIC {
-        return Err(BsetError::BadMagic { block });
+        return Err(BsetError::BadMagic { byte });
     }
     if version > VERSION_SEEDED {
-        return Err(BsetError::UnknownVersion { block, version });
+        return Err(BsetError::UnknownVersion { byte, version });
     }
     let key_bytes = u64::from(u32_at(bytes, AT_KEYS)) * 8;
     if key_bytes > (bytes.len() - HEADER_BYTES) as u64 {
-        return Err(BsetError::TooLong { block });
+        return Err(BsetError::TooLong { byte });
     }
     let key_bytes = key_bytes as usize;
     let start = if version == VERSION_PLAIN {
@@ -229,23 +231,55 @@ fn set_read(
     let computed = crc64_from(start, &bytes[8..set_bytes(key_bytes)]);
     if stored != computed {
         return Err(BsetError::BadChecksum {
-            block,
+            byte,
             stored,
             computed,
         });
     }
-    if key_bytes == 0 && block != 0 {
-        return Err(BsetError::EmptySet { block });
+    if key_bytes == 0 && byte != 0 {
+        return Err(BsetError::EmptySet { byte });
     }
-    let keys = key::decode_all(&bytes[HEADER_BYTES..set_bytes(key_bytes)])
-        .map_err(|error| BsetError::BadKey { block, error })?;
-    if keys
-        .windows(2)
-        .any(|pair| pair[0].cmp_position(&pair[1]).is_gt())
-    {
-        return Err(BsetError::Unordered { block });
-    }
+    let keys = decode_keys(
+        &bytes[HEADER_BYTES..set_bytes(key_bytes)],
+        byte + HEADER_BYTES as u32,
+    )?;
     Ok((keys, key_bytes))
+}
+
+/// Reads the keys that fill `bytes`, which begin at byte `at` of the node.
+fn decode_keys(bytes: &[u8], at: u32) -> Result<Vec<Key>, BsetError> {
+    let mut keys: Vec<Key> = Vec::with_capacity(bytes.len() / key::MAX_BYTES);
+    let mut used = 0;
+    while used < bytes.len() {
+        let byte = at + used as u32;
+        let (key, consumed) =
+            Key::decode(&bytes[used..]).map_err(|error| BsetError::BadKey { byte, error })?;
+        if keys
+            .last()
+            .is_some_and(|last| last.cmp_position(&key).is_gt())
+        {
+            return Err(BsetError::Unordered { byte });
+        }
+        keys.push(key);
+        used += consumed;
+    }
+    Ok(keys)
+}
+
+/// Writes the right checksum over the run at the start of `bytes`, as long as its header says or
+/// as there are bytes: for who changes a node by hand.
+pub fn reseal(bytes: &mut [u8], ptr: Ptr) {
+    if bytes.len() < HEADER_BYTES {
+        return;
+    }
+    let end = HEADER_BYTES as u64 + 8 * u64::from(u32_at(bytes, AT_KEYS));
+    let end = end.min(bytes.len() as u64) as usize;
+    let start = match u32_at(bytes, AT_VERSION) {
+        VERSION_PLAIN => START,
+        _ => ptr.raw(),
+    };
+    let sum = crc64_from(start, &bytes[8..end]);
+    put(bytes, 0, &sum.to_le_bytes());
 }
 
 /// Appends one run to `out`, padded with zeros to whole blocks; returns the blocks it took.
@@ -332,15 +366,7 @@ mod tests {
 
     /// Writes a right checksum over the run at `block`.
     fn reseal(bytes: &mut [u8], block: usize) {
-        let set = &mut bytes[block * BLOCK..];
-        let end = set_bytes(8 * u32_at(set, AT_KEYS) as usize);
-        let start = if u32_at(set, AT_VERSION) == 0 {
-            START
-        } else {
-            node_ptr().raw()
-        };
-        let sum = crc64_from(start, &set[8..end]);
-        put(set, 0, &sum.to_le_bytes());
+        super::reseal(&mut bytes[block * BLOCK..], node_ptr());
     }
 
     /// The error of a node in which `value` was written at `offset` of the run at `block`.
@@ -366,7 +392,7 @@ mod tests {
         let bytes = node();
         assert_eq!(read(&bytes[..3 * BLOCK]).unwrap().written_blocks, 3);
         let cut = read(&bytes[..BLOCK]);
-        assert_eq!(cut, Err(BsetError::TooLong { block: 0 }));
+        assert_eq!(cut, Err(BsetError::TooLong { byte: 0 }));
     }
 
     #[test]
@@ -389,32 +415,34 @@ mod tests {
         assert_eq!(damaged(0, AT_SEQ, &[0], true), Some(BsetError::NoSeq));
         assert_eq!(
             damaged(2, AT_MAGIC, &[1], true),
-            Some(BsetError::BadMagic { block: 2 })
+            Some(BsetError::BadMagic { byte: 1024 })
         );
         let unknown = BsetError::UnknownVersion {
-            block: 2,
+            byte: 1024,
             version: 2,
         };
         assert_eq!(damaged(2, AT_VERSION, &[2], true), Some(unknown));
         let huge = u32::MAX.to_le_bytes();
         assert_eq!(
             damaged(2, AT_KEYS, &huge, false),
-            Some(BsetError::TooLong { block: 2 })
+            Some(BsetError::TooLong { byte: 1024 })
         );
         assert_eq!(
             damaged(2, AT_KEYS, &[0], true),
-            Some(BsetError::EmptySet { block: 2 })
+            Some(BsetError::EmptySet { byte: 1024 })
         );
         assert!(matches!(
             damaged(2, HEADER_BYTES, &[9], false),
-            Some(BsetError::BadChecksum { block: 2, .. })
+            Some(BsetError::BadChecksum { byte: 1024, .. })
         ));
         let bad_key = BsetError::BadKey {
-            block: 2,
+            byte: 1024 + HEADER_BYTES as u32,
             error: KeyError::NotAKey,
         };
         assert_eq!(damaged(2, HEADER_BYTES + 7, &[0], true), Some(bad_key));
-        let unordered = BsetError::Unordered { block: 0 };
+        let unordered = BsetError::Unordered {
+            byte: (HEADER_BYTES + 24) as u32,
+        };
         assert_eq!(damaged(0, HEADER_BYTES + 8, &[200], true), Some(unordered));
     }
 
@@ -422,16 +450,16 @@ mod tests {
     fn a_run_that_lost_its_predecessor_is_noticed() {
         let mut bytes = node();
         bytes.copy_within(2 * BLOCK..3 * BLOCK, 6 * BLOCK);
-        assert_eq!(read(&bytes), Err(BsetError::StraySet { block: 6 }));
+        assert_eq!(read(&bytes), Err(BsetError::StraySet { byte: 3072 }));
     }
 
     #[test]
     fn another_pointer_or_set_reads_nothing() {
         let moved = Ptr::new(0, Sector(640), Gen(4));
         let read = node_read(&node(), MAGIC_OF_SET, moved, 1);
-        assert!(matches!(read, Err(BsetError::BadChecksum { block: 0, .. })));
+        assert!(matches!(read, Err(BsetError::BadChecksum { byte: 0, .. })));
         let read = node_read(&node(), MAGIC_OF_SET + 1, node_ptr(), 1);
-        assert_eq!(read, Err(BsetError::BadMagic { block: 0 }));
+        assert_eq!(read, Err(BsetError::BadMagic { byte: 0 }));
     }
 
     #[test]
@@ -450,7 +478,7 @@ mod tests {
         assert_eq!((node.seq, node.written_blocks, node.sets.len()), (77, 2, 1));
         assert!(matches!(
             error,
-            Some(BsetError::BadChecksum { block: 2, .. })
+            Some(BsetError::BadChecksum { byte: 1024, .. })
         ));
     }
 

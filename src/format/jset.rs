@@ -91,7 +91,12 @@ pub enum JsetError {
     /// The key of the uuid table is none.
     BadUuidBucket(KeyError),
     /// One of its keys is none.
-    BadKey(KeyError),
+    BadKey {
+        /// Where the key begins, from the start of the entry.
+        byte: u32,
+        /// What is wrong with it.
+        error: KeyError,
+    },
 }
 
 impl fmt::Display for JsetError {
@@ -117,7 +122,9 @@ impl fmt::Display for JsetError {
             BadRoot(error) => write!(f, "journal entry names a bad btree root: {error}"),
             BadLevel { level } => write!(f, "journal entry says that the root is at level {level}"),
             BadUuidBucket(error) => write!(f, "journal entry names a bad uuid bucket: {error}"),
-            BadKey(error) => write!(f, "bad key in a journal entry: {error}"),
+            BadKey { byte, error } => {
+                write!(f, "bad key at byte {byte} of a journal entry: {error}")
+            }
         }
     }
 }
@@ -205,8 +212,23 @@ fn parse_fields(bytes: &[u8]) -> Result<Jset, JsetError> {
             .ok_or(JsetError::NoRoot)?,
         level,
         prio_bucket: std::array::from_fn(|i| u64_at(bytes, AT_PRIO_BUCKETS + 8 * i)),
-        keys: key::decode_all(&bytes[HEADER_BYTES..]).map_err(JsetError::BadKey)?,
+        keys: key::decode_all(&bytes[HEADER_BYTES..]).map_err(|(at, error)| {
+            let byte = (HEADER_BYTES + at) as u32;
+            JsetError::BadKey { byte, error }
+        })?,
     })
+}
+
+/// Writes the right checksum over the entry at the start of `bytes`, as long as its header says or
+/// as there are bytes: for who changes an entry by hand.
+pub fn reseal(bytes: &mut [u8]) {
+    if bytes.len() < HEADER_BYTES {
+        return;
+    }
+    let end = HEADER_BYTES as u64 + 8 * u64::from(u32_at(bytes, AT_KEYS));
+    let end = end.min(bytes.len() as u64) as usize;
+    let sum = crc64(&bytes[8..end]);
+    put(bytes, 0, &sum.to_le_bytes());
 }
 
 impl Jset {
@@ -402,7 +424,10 @@ mod tests {
         );
         assert_eq!(
             damaged(HEADER_BYTES + 7, &[0]),
-            Some(JsetError::BadKey(not_a_key))
+            Some(JsetError::BadKey {
+                byte: HEADER_BYTES as u32,
+                error: not_a_key
+            })
         );
     }
 

@@ -17,7 +17,10 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use crate::format::u64_at;
-use crate::limits::{MAX_INODE, MAX_KEY_OFFSET, MAX_KEY_PTRS, MAX_KEY_SECTORS, MAX_PTR_SECTORS};
+use crate::limits::{
+    MAX_INODE, MAX_KEY_OFFSET, MAX_KEY_PTRS, MAX_KEY_SECTORS, MAX_META_BUCKET_SECTORS,
+    MAX_PTR_SECTORS,
+};
 use crate::units::{BucketNr, Gen, Inode, Sector};
 
 /// Bytes of a key without pointers.
@@ -157,6 +160,11 @@ pub enum KeyError {
     },
     /// A child of an inner node that has no pointer, no size, or is marked dirty.
     NotAChild,
+    /// A child that is longer than any node is.
+    NodeTooLong {
+        /// The length.
+        size_sectors: u32,
+    },
     /// A child that does not start where its bucket starts, or is not of whole blocks.
     UnalignedChild {
         /// The sector of the cache device.
@@ -195,6 +203,12 @@ impl fmt::Display for KeyError {
             ),
             KeyError::NotAChild => {
                 f.write_str("key of a child node without pointer or size, or marked dirty")
+            }
+            KeyError::NodeTooLong { size_sectors } => {
+                write!(
+                    f,
+                    "child node of {size_sectors} sectors; {MAX_META_BUCKET_SECTORS} is the most"
+                )
             }
             KeyError::UnalignedChild { sector } => {
                 write!(
@@ -313,7 +327,8 @@ impl Key {
         }
     }
 
-    /// Whether it can name a btree node: clean, from a bucket's first sector, of whole blocks.
+    /// Whether it can name a btree node: clean, from a bucket's first sector, of whole blocks, no
+    /// longer than a node can be (who reads it takes so much memory).
     ///
     /// # Errors
     /// What is wrong with it; see [`KeyError`].
@@ -323,6 +338,10 @@ impl Key {
             _ => return Err(KeyError::NotAChild),
         };
         self.check_within_bucket(ptr, geometry)?;
+        if self.size_sectors > MAX_META_BUCKET_SECTORS {
+            let size_sectors = self.size_sectors;
+            return Err(KeyError::NodeTooLong { size_sectors });
+        }
         if ptr.sector().0 % u64::from(geometry.bucket_sectors.max(1)) != 0
             || self.size_sectors % geometry.block_sectors.max(1) != 0
         {
@@ -430,13 +449,15 @@ impl Key {
 /// Reads `bytes` as keys up to their end.
 ///
 /// # Errors
-/// The first key that is none; a key that runs over the end is [`KeyError::Truncated`].
-pub fn decode_all(mut bytes: &[u8]) -> Result<Vec<Key>, KeyError> {
+/// The first key that is none, and at which byte it begins; a key that runs over the end is
+/// [`KeyError::Truncated`].
+pub fn decode_all(bytes: &[u8]) -> Result<Vec<Key>, (usize, KeyError)> {
     let mut keys = Vec::with_capacity(bytes.len() / MAX_BYTES);
-    while !bytes.is_empty() {
-        let (key, consumed) = Key::decode(bytes)?;
+    let mut at = 0;
+    while at < bytes.len() {
+        let (key, consumed) = Key::decode(&bytes[at..]).map_err(|error| (at, error))?;
         keys.push(key);
-        bytes = &bytes[consumed..];
+        at += consumed;
     }
     Ok(keys)
 }
@@ -503,7 +524,7 @@ mod tests {
         assert!(matches!(Key::decode(&bad), Err(KeyError::EndTooFar { .. })));
         assert_eq!(
             decode_all(&[&good[..], &good[..8]].concat()),
-            Err(KeyError::Truncated)
+            Err((24, KeyError::Truncated))
         );
     }
 
@@ -552,6 +573,21 @@ mod tests {
             extent(9, 64, 64).check_child(&GEOMETRY),
             Err(KeyError::NotAChild)
         );
+        let large = Geometry {
+            bucket_sectors: 1 << 15,
+            ..GEOMETRY
+        };
+        let long = Key {
+            size_sectors: 1 << 14,
+            ..Key {
+                dirty: false,
+                ..extent(9, 1, 1 << 15)
+            }
+        };
+        let error = Err(KeyError::NodeTooLong {
+            size_sectors: 1 << 14,
+        });
+        assert_eq!(long.check_child(&large), error);
         let unaligned = Key {
             dirty: false,
             ..extent(9, 8, 72)

@@ -19,9 +19,11 @@ const ENTRY_BYTES: usize = 3;
 
 const MAGIC: u64 = 0x6750_e15f_8733_7f91;
 const AT_MAGIC: usize = 8;
-const AT_SEQ: usize = 16;
+/// Where the number of the writing stands, from the start of a set.
+pub const AT_SEQ: usize = 16;
 const AT_VERSION: usize = 24;
-const AT_NEXT: usize = 32;
+/// Where the next bucket is named, from the start of a set.
+pub const AT_NEXT: usize = 32;
 
 /// Why bytes are no prio set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +106,14 @@ pub fn parse(bytes: &[u8], set_magic: u64) -> Result<PrioSet, PrioError> {
             .map(|entry| (u16_at(entry, 0), Gen(entry[2])))
             .collect(),
     })
+}
+
+/// Writes the right checksum over a prio set that fills `bytes`: for who changes one by hand.
+pub fn reseal(bytes: &mut [u8]) {
+    if bytes.len() >= HEADER_BYTES {
+        let sum = crc64(&bytes[8..]);
+        put(bytes, 0, &sum.to_le_bytes());
+    }
 }
 
 impl PrioSet {

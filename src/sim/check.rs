@@ -1,8 +1,11 @@
 //! What must be true of a set at rest, counted anew from the map and looked up on the devices.
 
+use std::rc::Rc;
+
 use super::disk::Medium;
 use crate::alloc::Use;
 use crate::alloc::gens::Gens;
+use crate::check::{self, Source};
 use crate::format::superblock::{
     BackingState, BackingSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
 };
@@ -196,6 +199,44 @@ pub fn no_pins(set: &CacheSet) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+impl Source for Medium {
+    fn name(&self) -> String {
+        Medium::name(self).to_string()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        Sector(self.sectors()).bytes()
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), String> {
+        let (first, last) = (at / 512, (at + buf.len() as u64).div_ceil(512));
+        let bytes = self.peek(Sector(first), last - first);
+        let skip = (at % 512) as usize;
+        buf.copy_from_slice(&bytes[skip..skip + buf.len()]);
+        Ok(())
+    }
+}
+
+/// What the offline check says of the devices of a set that does not run.
+///
+/// # Errors
+/// Its first finding.
+pub fn offline(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<(), String> {
+    let backings: Vec<&dyn Source> = backings
+        .iter()
+        .flatten()
+        .map(|medium| &**medium as &dyn Source)
+        .collect();
+    let report = check::check(cache, &backings, &mut |_| ()).map_err(|e| e.to_string())?;
+    match report.findings.first() {
+        None => Ok(()),
+        Some(finding) => Err(format!(
+            "the offline check has {} findings: {finding:?}",
+            report.findings.len()
+        )),
+    }
 }
 
 /// How often each bucket was used again, by what its generation did.

@@ -214,6 +214,7 @@ impl World {
                 Ok(())
             }
         });
+        let result = result.and_then(|()| check::offline(&self.cache, &self.backings));
         self.now_us = life.sched.now_us();
         self.report.reuses = self.report.reuses.max(self.gens.most());
         self.gens = GenWatch::default();

@@ -3,8 +3,8 @@
 use super::*;
 use crate::format::key::Geometry;
 use crate::limits::{
-    MAX_CACHES_PER_SET, MAX_NBUCKETS, MAX_PTR_SECTORS, MIN_NBUCKETS, PAGE_SECTORS,
-    RESERVED_SECTORS, journal_buckets,
+    MAX_CACHES_PER_SET, MAX_NBUCKETS, MAX_PTR_SECTORS, MIN_JOURNAL_BUCKETS, MIN_NBUCKETS,
+    PAGE_SECTORS, RESERVED_SECTORS, journal_buckets,
 };
 use crate::units::BucketNr;
 
@@ -172,6 +172,10 @@ impl CacheSuper {
             return Err(SuperError::FirstBucketTooLow {
                 first_bucket: self.first_bucket,
             });
+        }
+        let listed = self.journal_buckets.len() as u64;
+        if listed > 0 && listed < MIN_JOURNAL_BUCKETS {
+            return Err(SuperError::TooFewJournalBuckets { count: listed });
         }
         for (index, bucket) in self.journal_buckets.iter().enumerate() {
             if u64::from(bucket.0) != u64::from(self.first_bucket) + index as u64 {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::limits::{MIN_NBUCKETS, PAGE_SECTORS};
+use super::*;
+use crate::limits::{MIN_JOURNAL_BUCKETS, MIN_NBUCKETS, PAGE_SECTORS};
 
 /// Why a superblock is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +82,11 @@ pub enum SuperError {
         /// Devices in the set.
         nr_in_set: u16,
     },
+    /// Fewer journal buckets than a ring takes, but not none.
+    TooFewJournalBuckets {
+        /// How many.
+        count: u64,
+    },
     /// A journal bucket is not the one that follows.
     JournalNotConsecutive {
         /// Its place in the list.
@@ -155,6 +161,32 @@ impl fmt::Display for SuperError {
 }
 
 impl SuperError {
+    /// Where on the device the field stands that is wrong, in bytes from its start.
+    pub const fn byte(&self) -> u64 {
+        use SuperError::*;
+        let within = match self {
+            Truncated | DeviceTooSmall { .. } | BadChecksum { .. } => 0,
+            BadMagic => AT_MAGIC,
+            BadOffset { .. } => AT_OFFSET,
+            UnknownVersion { .. } => AT_VERSION,
+            UnknownIncompatFeature { .. } | ObsoleteLargeBucket => AT_FEATURES + 8,
+            UnknownRoCompatFeature { .. } => AT_FEATURES + 16,
+            ZeroUuid => AT_UUID,
+            ZeroSetUuid => AT_SET_UUID,
+            BadBlockSize { .. } => AT_BLOCK_SIZE,
+            BadBucketSize { .. } => AT_BUCKET_SIZE,
+            TooFewBuckets { .. } | TooManyBuckets { .. } => AT_NBUCKETS,
+            BadSetNumber { .. } | SeveralCaches { .. } => AT_NR_IN_SET,
+            TooManyJournalBuckets { .. } | TooFewJournalBuckets { .. } => AT_KEYS,
+            JournalNotConsecutive { index } => AT_JOURNAL + 8 * *index,
+            JournalBeyondEnd => AT_KEYS,
+            FirstBucketTooLow { .. } => AT_FIRST_BUCKET,
+            BadDataOffset { .. } => AT_DATA_OFFSET,
+            UnknownCacheMode { .. } => AT_FLAGS,
+        };
+        SUPER_SECTOR.bytes() + within as u64
+    }
+
     /// The texts about sizes, places and counts.
     fn fmt_shape(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use SuperError::*;
@@ -186,6 +218,10 @@ impl SuperError {
             SeveralCaches { nr_in_set } => write!(
                 f,
                 "the set has {nr_in_set} cache devices; sets of more than one are not supported"
+            ),
+            TooFewJournalBuckets { count } => write!(
+                f,
+                "the journal has {count} bucket, at least {MIN_JOURNAL_BUCKETS} are needed"
             ),
             JournalNotConsecutive { index } => {
                 write!(
