@@ -185,6 +185,7 @@ impl Tree {
         node.seq = image.seq;
         node.written_blocks = image.written_blocks;
         node.parent = want.parent;
+        node.written_keys = image.sets.iter().map(|set| set.len() as u32).sum();
         if want.level == 0 {
             self.take_in_extents(&node, merge(&image.sets))?;
         }

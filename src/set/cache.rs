@@ -21,6 +21,7 @@ use crate::format::key::{Key, Ptr};
 use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
 use crate::format::uuids::{self, UuidEntry};
 use crate::gc;
+use crate::gc::moving::Mover;
 use crate::index::Domain;
 use crate::journal::replay::{self, Replay};
 use crate::journal::ring::{Ring, Slot};
@@ -54,6 +55,8 @@ pub struct CacheSet {
     pub owner: Rc<Owner>,
     /// Its write-back.
     pub writeback: Rc<Writeback>,
+    /// Its moving gc.
+    pub mover: Rc<Mover>,
     uuids: RefCell<Vec<UuidEntry>>,
     stopped: Cell<bool>,
 }
@@ -323,6 +326,7 @@ impl CacheSet {
             engine.latch.clone(),
         );
         let writeback = Writeback::new(owner.clone(), engine.exec.clone(), engine.latch.clone());
+        let mover = Mover::new(tree.clone(), engine.latch.clone());
         let barrier_owner = Rc::downgrade(&owner);
         tree.set_barrier(Box::new(move || {
             let volumes = barrier_owner
@@ -347,6 +351,7 @@ impl CacheSet {
             tree,
             owner,
             writeback,
+            mover,
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             stopped: Cell::new(false),
         })
@@ -365,6 +370,7 @@ impl CacheSet {
         exec.spawn(self.alloc.clone().run());
         exec.spawn(self.tree.clone().run());
         exec.spawn(self.writeback.clone().run());
+        exec.spawn(self.mover.clone().run());
         exec.spawn(gc::run(self.tree.clone(), self.latch.clone()));
     }
 
@@ -494,11 +500,14 @@ impl CacheSet {
         }
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         self.writeback.stop();
+        self.mover.stop();
         let result = async {
             while self.owner.tasks.get() > 0 {
                 self.latch.check()?;
                 self.owner.released.wait().await;
             }
+            self.writeback.ended().await;
+            self.mover.ended().await;
             self.tree.flush().await?;
             self.alloc.stop_and_write().await?;
             self.journal.stop().await

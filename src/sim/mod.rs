@@ -24,4 +24,5 @@ pub mod lane;
 pub mod oracle;
 pub mod plan;
 pub mod sched;
+pub mod tight;
 pub mod world;

@@ -65,6 +65,7 @@ pub struct Writeback {
     work: Notify,
     moved: Notify,
     stopping: Cell<bool>,
+    running: Cell<bool>,
     /// Sectors written back.
     pub done_sectors: Counter,
     /// Rounds that failed.
@@ -98,6 +99,7 @@ impl Writeback {
             work: Notify::default(),
             moved: Notify::default(),
             stopping: Cell::new(false),
+            running: Cell::new(false),
             done_sectors: Counter::default(),
             failures: Counter::default(),
         })
@@ -105,6 +107,7 @@ impl Writeback {
 
     /// The task. Ends on [`stop`](Self::stop) or when the latch trips.
     pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
         while self.latch.check().is_ok() && !self.stopping.get() {
             let mut worked = false;
             for volume in self.owner.volumes() {
@@ -128,6 +131,7 @@ impl Writeback {
                 self.rest().await;
             }
         }
+        self.running.set(false);
         self.moved.notify();
     }
 
@@ -135,6 +139,13 @@ impl Writeback {
     pub fn stop(&self) {
         self.stopping.set(true);
         self.work.notify();
+    }
+
+    /// Waits until [`run`](Self::run) has ended, with it the last change that it makes to the map.
+    pub async fn ended(&self) {
+        while self.running.get() {
+            self.moved.wait().await;
+        }
     }
 
     async fn rest(&self) {
