@@ -403,40 +403,6 @@ impl Tree {
         Ok(moved)
     }
 
-    /// Counts all fresh extents into the allocator: once, when a set has been loaded.
-    ///
-    /// # Errors
-    /// An extent that lies in a bucket of metadata.
-    pub(crate) fn count_all(&self) -> Result<(), LoadError> {
-        let (alloc, gens) = (&self.alloc, &self.alloc.gens);
-        for (&inode, space) in self.spaces.borrow_mut().iter_mut() {
-            let (mut dirty, mut bad) = (0, None);
-            space.writer.scan(Sector(0), Sector::MAX, &mut |e| {
-                let bucket = gens.bucket_of(e.at);
-                if gens.generation(bucket) != e.generation {
-                    return true;
-                }
-                if alloc.state(bucket) != crate::alloc::Use::Data {
-                    bad = Some(LoadError::DataInMeta { inode, bucket });
-                    return false;
-                }
-                let (live, _) = alloc.sectors(bucket);
-                if live + e.sectors > self.shape.geometry.bucket_sectors {
-                    bad = Some(LoadError::Overfull { inode, bucket });
-                    return false;
-                }
-                alloc.add(bucket, e.generation, e.sectors, e.dirty);
-                dirty += if e.dirty { u64::from(e.sectors) } else { 0 };
-                true
-            });
-            if let Some(bad) = bad {
-                return Err(bad);
-            }
-            space.dirty_sectors = dirty;
-        }
-        Ok(())
-    }
-
     /// Notes that a range has changed, and pins the entry that says so.
     fn mark(&self, inode: Inode, start: Sector, end: Sector, seq: Option<JournalSeq>) {
         let mut nodes = self.nodes.borrow_mut();

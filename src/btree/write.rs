@@ -98,6 +98,7 @@ impl Tree {
         let done = match (job, inner) {
             (Some(job), _) => self.do_job(job).await,
             (None, Some(id)) => self.renew_inner(id).await,
+            (None, None) if self.deferred.borrow().root_changed && !self.is_held() => Ok(()),
             (None, None) => return false,
         };
         if done.is_ok() {
@@ -107,7 +108,12 @@ impl Tree {
     }
 
     async fn wait_for_work(&self) {
-        either(self.work.wait(), self.journal.reclaim.wait()).await
+        let asked = either(self.work.wait(), self.journal.reclaim.wait());
+        if self.deferred.borrow().root_changed {
+            either(asked, self.journal.entry_written()).await
+        } else {
+            asked.await
+        }
     }
 
     /// Writes everything that is pending now.
@@ -168,14 +174,25 @@ impl Tree {
         self.settle().await
     }
 
+    /// Whether a new root must wait for room in the journal.
+    fn is_held(&self) -> bool {
+        self.deferred.borrow().root_changed && self.journal.holds_roots()
+    }
+
     /// Makes the newest root durable if it changed, and lets go of what had to wait for that.
     pub(super) async fn settle(&self) -> Result<(), Stopped> {
-        let done = self.deferred.take();
+        let pins = std::mem::take(&mut self.deferred.borrow_mut().pins);
         // First, so that the entry which names the new root says too what it makes superfluous: no
         // entry that is written from now on names the old one.
-        for seq in done.pins {
+        for seq in pins {
             self.journal.unpin(seq);
         }
+        if self.is_held() {
+            // More leaves must be written before an entry can make room in the ring. The old nodes
+            // stay until then.
+            return self.latch.check();
+        }
+        let done = self.deferred.take();
         if done.root_changed {
             self.journal.commit_roots().await?;
         }

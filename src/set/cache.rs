@@ -17,6 +17,7 @@ use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, prios};
 use crate::btree::Tree;
 use crate::disk::{Disk, IoError, Latch};
+use crate::format::jset::Jset;
 use crate::format::key::{Key, Ptr};
 use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
 use crate::format::uuids::{self, UuidEntry};
@@ -30,7 +31,7 @@ use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
 use crate::request::owner::Owner;
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
-use crate::task::Executor;
+use crate::task::{Executor, yield_now};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
 use crate::writeback::Writeback;
 
@@ -282,14 +283,8 @@ impl CacheSet {
         tree.load(newest.root, newest.level)
             .await
             .map_err(tree_error)?;
-        for entry in &entries {
-            for key in &entry.keys {
-                tree.meet_key(key)
-                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
-                tree.replay(key.inode, key, entry.seq);
-            }
-        }
-        tree.count_all().map_err(tree_error)?;
+        Self::replay(&tree, &disk, &entries).await?;
+        tree.count_all().await.map_err(tree_error)?;
         // After a crash that spared the device's own cache, what was read may not be durable. From
         // here on things are written that rely on it.
         disk.flush()
@@ -308,6 +303,19 @@ impl CacheSet {
             .await
             .map_err(|e| SetError::Io(disk.name(), e))?;
         Ok(set)
+    }
+
+    /// Inserts what the journal says, an entry a step.
+    async fn replay(tree: &Tree, disk: &Rc<dyn Disk>, entries: &[Jset]) -> Result<(), SetError> {
+        for entry in entries {
+            for key in &entry.keys {
+                tree.meet_key(key)
+                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
+                tree.replay(key.inode, key, entry.seq);
+            }
+            yield_now().await;
+        }
+        Ok(())
     }
 
     fn assemble(
@@ -508,6 +516,8 @@ impl CacheSet {
             }
             self.writeback.ended().await;
             self.mover.ended().await;
+            // First, so that the last entries name no key: there is nothing to replay then.
+            self.journal.commit().await?;
             self.tree.flush().await?;
             self.alloc.stop_and_write().await?;
             self.journal.stop().await
