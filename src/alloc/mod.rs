@@ -14,14 +14,19 @@
 //!   whoever has I/O to the bucket under way that no key speaks of yet.
 //! - No generation runs more than 96 ahead of the oldest pointer to its bucket: such a bucket
 //!   waits for a sweep ([`Alloc::sweep_wanted`]).
-//! - Reserves: data never take the last buckets, which are for btree nodes; nodes never take those
-//!   for the priorities. So a full cache can always write what it needs in order to make room.
+//! - Reserves ([`Alloc::reserve`]): data never take the last buckets, which are for moving data out
+//!   of mostly empty buckets; those moves never take what btree nodes may need; nodes never take
+//!   what one writing of the priorities needs. So a full cache can always write what it needs in
+//!   order to make room.
+//! - Who needs several nodes takes them all at once ([`Alloc::take_nodes`]) and holds none while it
+//!   waits, so no two of them can each have half of what they need.
 //!
 //! Live and dirty sectors are counted exactly for pointers of the current generation.
 
 pub mod gens;
 pub mod prios;
 mod refill;
+pub mod thin;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -33,7 +38,7 @@ use crate::format::prio::{buckets_needed, per_bucket};
 use crate::journal::{Journal, Shape};
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
 use crate::task::Notify;
-use crate::units::{BucketNr, Gen};
+use crate::units::{BucketNr, Gen, Sector};
 use gens::Gens;
 
 /// What a bucket is.
@@ -54,6 +59,8 @@ pub enum Use {
 pub enum Purpose {
     /// Host data.
     Data,
+    /// Data moved out of other buckets, so that these become free.
+    Move,
     /// A btree node or the uuid table.
     Node,
     /// Priorities and generations.
@@ -83,9 +90,23 @@ pub struct Census {
     pub metadata: u64,
 }
 
-/// Nodes that may be taken when data may not: one split on each of the levels that a tree can
-/// have, twice, and a new root.
-const NODE_RESERVE: usize = 12;
+/// The most nodes that one node becomes when it is written anew, if what is pending for it fits
+/// into a fresh node. A node is at most as full as its bytes (the keys of an inner one, with those
+/// of replaced children that it still holds, never exceed them), a fresh one is filled to half of
+/// that or more, and one key may be added: two halves and a rest.
+pub const PARTS_MAX: usize = 3;
+
+/// The most nodes that one step of the btree's writer takes when the root is so many levels above
+/// the leaves: it replaces one node (or joins several), then at worst every node above it, each by
+/// [`PARTS_MAX`], and puts a new root over what became of the old one. Leaves with more pending
+/// than a fresh node holds are counted besides, as *debt* ([`Alloc::set_node_debt`]). There is one
+/// such writer.
+pub const fn step_nodes(level: u16) -> usize {
+    PARTS_MAX * (level as usize + 1) + 1
+}
+
+/// Buckets of the uuid table's next copy: its writer is the only one besides the btree's.
+const UUID_RESERVE: usize = 1;
 
 /// The allocator of a running set's cache device.
 pub struct Alloc {
@@ -101,6 +122,8 @@ pub struct Alloc {
     prio_seq: Cell<u64>,
     /// Nodes that somebody waits for at once.
     asked: Cell<usize>,
+    /// Nodes that the leaves due for writing take beyond one step's.
+    node_debt: Cell<usize>,
     dirty_sectors: Cell<u64>,
     counts: Cell<[u64; 4]>,
     /// Notified when the free list is short, or somebody found it too short.
@@ -116,6 +139,10 @@ pub struct Alloc {
     stopping: Cell<bool>,
     running: Cell<bool>,
     invalidated_since_sweep: Cell<u64>,
+    /// Notified when moving data may make room.
+    pub move_due: Notify,
+    /// Buckets with live data that were invalidated since data were last moved.
+    evicted_since_move: Cell<u64>,
 }
 
 impl Alloc {
@@ -155,6 +182,7 @@ impl Alloc {
             prios: RefCell::new(Vec::new()),
             prio_seq: Cell::new(0),
             asked: Cell::new(0),
+            node_debt: Cell::new(0),
             dirty_sectors: Cell::new(0),
             counts: Cell::new([0, 0, n as u64 - meta, meta]),
             wanted: Notify::default(),
@@ -166,6 +194,8 @@ impl Alloc {
             stopping: Cell::new(false),
             running: Cell::new(false),
             invalidated_since_sweep: Cell::new(0),
+            move_due: Notify::default(),
+            evicted_since_move: Cell::new(0),
         })
     }
 
@@ -190,6 +220,12 @@ impl Alloc {
         if slot.oldest.ahead_of(generation) > 0 {
             slot.oldest = generation;
         }
+    }
+
+    /// The first sector of a bucket, and the one behind its last.
+    pub fn range_of(&self, bucket: BucketNr) -> (Sector, Sector) {
+        let start = self.shape.sector_of(bucket);
+        (start, start + u64::from(self.shape.geometry.bucket_sectors))
     }
 
     /// What a bucket is now.
@@ -233,12 +269,28 @@ impl Alloc {
         buckets_needed(self.shape.geometry.nbuckets, per_bucket(bytes)) as usize
     }
 
-    fn reserve(&self, purpose: Purpose) -> usize {
+    /// Buckets that moving data may take when hosts may not: enough that one move pays, few enough
+    /// not to be missed.
+    fn move_reserve(&self) -> usize {
+        (self.gens.len() / 128).clamp(4, 256)
+    }
+
+    /// Buckets that must stay free behind one taken for `purpose`.
+    pub fn reserve(&self, purpose: Purpose) -> usize {
+        let prios = self.prio_buckets();
+        let nodes = || step_nodes(self.journal.roots().level) + UUID_RESERVE + self.node_debt.get();
         match purpose {
-            Purpose::Data => self.prio_buckets() + NODE_RESERVE,
-            Purpose::Node => self.prio_buckets(),
+            Purpose::Data => prios + nodes() + self.move_reserve(),
+            Purpose::Move => prios + nodes(),
+            Purpose::Node => prios,
             Purpose::Prio => 0,
         }
+    }
+
+    /// Says how many nodes the leaves that are due take beyond one step's; no more than an eighth
+    /// of the device is held back for them, the rest comes as they are written.
+    pub fn set_node_debt(&self, nodes: usize) {
+        self.node_debt.set(nodes.min(self.gens.len() / 8));
     }
 
     /// Takes a free bucket. A data bucket comes pinned once. `None`: wait for `freed`.
@@ -252,7 +304,7 @@ impl Alloc {
         }
         let bucket = self.free.borrow_mut().pop_front()?;
         match purpose {
-            Purpose::Data => {
+            Purpose::Data | Purpose::Move => {
                 self.set_state(bucket, Use::Data);
                 self.table.borrow_mut()[bucket.index()].pins = 1;
             }
@@ -277,6 +329,19 @@ impl Alloc {
     /// Whether `n` nodes can be taken now.
     pub fn take_ready(&self, n: usize) -> bool {
         self.free.borrow().len() >= self.reserve(Purpose::Node) + n
+    }
+
+    /// Takes `n` nodes, all or none. `None`: wait for [`nodes_ready`](Self::nodes_ready).
+    pub fn take_nodes(&self, n: usize) -> Option<Vec<(BucketNr, Gen)>> {
+        if !self.take_ready(n) {
+            return None;
+        }
+        (0..n).map(|_| self.take(Purpose::Node)).collect()
+    }
+
+    /// Gives back a node's bucket that nothing was written to.
+    pub fn give_back(&self, bucket: BucketNr) {
+        self.free_unreferenced(bucket);
     }
 
     /// Free buckets that data may take.
@@ -441,5 +506,30 @@ impl Alloc {
     fn near_gen_limit(&self, slot: &Bucket, bucket: BucketNr) -> bool {
         let ahead = self.gens.generation(bucket).ahead_of(slot.oldest);
         ahead >= MAX_GEN_DISTANCE as i8 - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::bset::HEADER_BYTES;
+    use crate::format::key::MAX_BYTES;
+    use crate::limits::fresh_node_sectors;
+    use crate::units::SECTOR_BYTES;
+
+    /// What [`PARTS_MAX`] says, for every legal geometry.
+    #[test]
+    fn a_node_becomes_three_at_most() {
+        for bucket_shift in 3..16 {
+            for block_shift in 0..=3 {
+                let (bucket, block) = (1u32 << bucket_shift, 1u32 << block_shift);
+                let node = fresh_node_sectors(bucket) as usize * SECTOR_BYTES;
+                let block = block as usize * SECTOR_BYTES;
+                let fill = (node * 2 / 3).min(node - block.min(node / 2)) - HEADER_BYTES;
+                let most = node - HEADER_BYTES + PARTS_MAX * MAX_BYTES;
+                assert!(most.div_ceil(fill) <= PARTS_MAX, "{bucket} {block}");
+            }
+        }
+        assert_eq!((step_nodes(0), step_nodes(2)), (4, 10));
     }
 }

@@ -122,6 +122,7 @@ impl Alloc {
             self.sweep_wanted.set(true);
             self.sweep_due.notify();
         }
+        self.move_due.notify();
         self.freed.notify();
         log::debug!("no bucket can be reused now; {free} are free");
     }
@@ -172,11 +173,18 @@ impl Alloc {
             if slot.state != Use::Data || slot.pins > 0 || slot.dirty_sectors > 0 {
                 continue;
             }
+            if slot.live_sectors > 0 {
+                self.evicted_since_move
+                    .set(self.evicted_since_move.get() + 1);
+            }
             self.set_state(bucket, Use::Invalid);
             self.table.borrow_mut()[bucket.index()].live_sectors = 0;
             let next = self.gens.generation(bucket).next();
             self.gens.set_generation(bucket, next);
             done.push(bucket);
+        }
+        if self.move_wanted() {
+            self.move_due.notify();
         }
         let since = self.invalidated_since_sweep.get() + done.len() as u64;
         self.invalidated_since_sweep.set(since);

@@ -1,25 +1,33 @@
 //! Reading the tree of an existing set into memory, checking everything on the way.
 //!
-//! Level by level from the root, some nodes at once. A pointer on disk may be ahead of its bucket's
+//! Level by level from the root, in the order of keys, some reads in flight at once and one node
+//! taken in a step. So the extents of all leaves come in order, and the maps in memory are made from
+//! them page by page ([`Bulk`]) rather than insert by insert. A pointer on disk may be ahead of its bucket's
 //! generation as the priorities have it (the priorities are written rarely): the bucket's is then
 //! raised. Extents whose pointers are behind are stale; they are loaded like others and mean
 //! nothing, as in a running set.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use super::nodes::{Node, NodeId};
-use super::{Pos, Tree, extent_of};
+use super::{Pos, Space, Tree, extent_of};
 use crate::alloc::Use;
-use crate::disk::IoError;
+use crate::disk::{BufFuture, IoError};
 use crate::format::bset::{BsetError, node_read};
 use crate::format::key::{Key, KeyError, Ptr};
 use crate::format::merge::{merge, merge_inner};
-use crate::limits::MAX_INODE;
-use crate::task::join_all;
+use crate::index::{Bulk, Domain, Extent, Writer};
+use crate::limits::{MAX_INODE, MAX_KEY_OFFSET};
+use crate::task::yield_now;
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
-/// Nodes read at once.
+/// Nodes being read at once: enough to keep a device busy while one is taken in, and not too much
+/// memory (a node has 2 MiB at most).
 const AT_ONCE: usize = 16;
+/// Extents that are counted in one step.
+const COUNT_EXTENTS: usize = 8192;
 
 /// Why a tree cannot be loaded.
 #[derive(Debug, PartialEq, Eq)]
@@ -106,12 +114,45 @@ struct Want {
     parent: Option<NodeId>,
 }
 
+/// A node being read.
+struct Flying {
+    want: Want,
+    ptr: Ptr,
+    bucket: BucketNr,
+    read: BufFuture,
+}
+
+/// The maps in the making: extents come in order of their volumes.
+#[derive(Default)]
+struct Maps {
+    open: Option<(Inode, Bulk)>,
+    done: Vec<(Inode, Writer)>,
+}
+
+impl Maps {
+    fn push(&mut self, domain: &Arc<Domain>, inode: Inode, extent: Extent) {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != inode) {
+            self.end();
+        }
+        let open = &mut self.open;
+        let (_, bulk) = open.get_or_insert_with(|| (inode, Bulk::new(domain.clone())));
+        bulk.push(extent);
+    }
+
+    fn end(&mut self) {
+        if let Some((inode, bulk)) = self.open.take() {
+            self.done.push((inode, bulk.finish()));
+        }
+    }
+}
+
 impl Tree {
     /// Reads the tree under `root`, which is `level` above the leaves.
     ///
     /// # Errors
     /// The first thing that is wrong; see [`LoadError`]. Nothing is written.
     pub(crate) async fn load(&self, root: Key, level: u16) -> Result<(), LoadError> {
+        let mut maps = Maps::default();
         let mut wants = vec![Want {
             key: root,
             level,
@@ -119,36 +160,58 @@ impl Tree {
             end: Key::MAX.position(),
             parent: None,
         }];
-        // Depth first, so that at most a level's fan-out times the depth waits here.
         while !wants.is_empty() {
-            let some = wants.split_off(wants.len().saturating_sub(AT_ONCE));
-            let reads = self.start_reads(&some)?;
-            for ((buf, done), want) in join_all(reads).await.into_iter().zip(some) {
-                let ptr = want.key.ptr.ok_or(LoadError::Child(KeyError::NotAChild))?;
-                let bucket = self.shape.bucket_of(ptr.sector());
-                done.map_err(|e| LoadError::Io(bucket, e))?;
-                wants.extend(self.take_in(want, ptr, bucket, &buf)?);
-            }
+            wants = self.load_level(wants, &mut maps).await?;
+        }
+        maps.end();
+        let mut spaces = self.spaces.borrow_mut();
+        for (inode, writer) in maps.done {
+            let space = Space {
+                writer,
+                dirty_sectors: 0,
+            };
+            spaces.insert(inode, space);
         }
         Ok(())
     }
 
-    fn start_reads(&self, wants: &[Want]) -> Result<Vec<crate::disk::BufFuture>, LoadError> {
-        let mut reads = Vec::with_capacity(wants.len());
-        for want in wants {
-            want.key
-                .check_child(&self.shape.geometry)
-                .map_err(LoadError::Child)?;
-            let ptr = want.key.ptr.ok_or(LoadError::Child(KeyError::NotAChild))?;
-            let bucket = self.shape.bucket_of(ptr.sector());
-            if self.alloc.state(bucket) != Use::Data {
-                return Err(LoadError::TakenTwice(bucket));
+    /// Reads the nodes of one level; returns what is to be read of the next.
+    async fn load_level(&self, wants: Vec<Want>, maps: &mut Maps) -> Result<Vec<Want>, LoadError> {
+        let (mut below, mut wants) = (Vec::new(), wants.into_iter());
+        let mut flying: VecDeque<Flying> = VecDeque::with_capacity(AT_ONCE);
+        loop {
+            while flying.len() < AT_ONCE {
+                let Some(want) = wants.next() else { break };
+                flying.push_back(self.start_read(want)?);
             }
-            self.alloc.claim_meta(bucket);
-            let bytes = want.key.size_sectors as usize * SECTOR_BYTES;
-            reads.push(self.disk.read(ptr.sector(), self.disk.alloc(bytes)));
+            let Some(next) = flying.pop_front() else {
+                return Ok(below);
+            };
+            let (buf, done) = next.read.await;
+            done.map_err(|e| LoadError::Io(next.bucket, e))?;
+            below.extend(self.take_in(next.want, next.ptr, next.bucket, &buf, maps)?);
+            yield_now().await;
         }
-        Ok(reads)
+    }
+
+    fn start_read(&self, want: Want) -> Result<Flying, LoadError> {
+        want.key
+            .check_child(&self.shape.geometry)
+            .map_err(LoadError::Child)?;
+        let ptr = want.key.ptr.ok_or(LoadError::Child(KeyError::NotAChild))?;
+        let bucket = self.shape.bucket_of(ptr.sector());
+        if self.alloc.state(bucket) != Use::Data {
+            return Err(LoadError::TakenTwice(bucket));
+        }
+        self.alloc.claim_meta(bucket);
+        let bytes = want.key.size_sectors as usize * SECTOR_BYTES;
+        let read = self.disk.read(ptr.sector(), self.disk.alloc(bytes));
+        Ok(Flying {
+            want,
+            ptr,
+            bucket,
+            read,
+        })
     }
 
     /// Raises the generation of a pointer's bucket to that of the pointer, and remembers the oldest.
@@ -163,6 +226,10 @@ impl Tree {
 
     pub(crate) fn meet_key(&self, key: &Key) -> Result<(), KeyError> {
         key.check_extent(&self.shape.geometry)?;
+        // The index has no position for the very last sector, which no device has.
+        if key.end.0 >= MAX_KEY_OFFSET {
+            return Err(KeyError::EndTooFar { end: key.end.0 });
+        }
         if let Some(ptr) = key.data() {
             self.meet(ptr);
         }
@@ -175,6 +242,7 @@ impl Tree {
         ptr: Ptr,
         bucket: BucketNr,
         bytes: &[u8],
+        maps: &mut Maps,
     ) -> Result<Vec<Want>, LoadError> {
         let geometry = &self.shape.geometry;
         let image = node_read(bytes, self.shape.set_magic, ptr, geometry.block_sectors)
@@ -185,8 +253,9 @@ impl Tree {
         node.seq = image.seq;
         node.written_blocks = image.written_blocks;
         node.parent = want.parent;
+        node.written_keys = image.sets.iter().map(|set| set.len() as u32).sum();
         if want.level == 0 {
-            self.take_in_extents(&node, merge(&image.sets))?;
+            self.take_in_extents(&node, merge(&image.sets), maps)?;
         }
         let id = {
             let mut nodes = self.nodes.borrow_mut();
@@ -245,7 +314,12 @@ impl Tree {
         Ok(wants)
     }
 
-    fn take_in_extents(&self, node: &Node, keys: Vec<Key>) -> Result<(), LoadError> {
+    fn take_in_extents(
+        &self,
+        node: &Node,
+        keys: Vec<Key>,
+        maps: &mut Maps,
+    ) -> Result<(), LoadError> {
         let bad = |e| LoadError::Extent(node.bucket, e);
         for key in keys {
             self.meet_key(&key).map_err(bad)?;
@@ -254,10 +328,58 @@ impl Tree {
                 return Err(LoadError::Range(node.bucket));
             }
             if let Some(ptr) = key.data().filter(|_| key.size_sectors > 0) {
-                let extent = extent_of(&key, ptr);
-                self.with_space(key.inode, |s| s.writer.insert(extent, &mut |_| ()));
+                maps.push(&self.domain, key.inode, extent_of(&key, ptr));
             }
         }
         Ok(())
+    }
+
+    /// Counts all fresh extents into the allocator: once, when a set has been loaded.
+    ///
+    /// # Errors
+    /// An extent that lies in a bucket of metadata, or a bucket with more than it can hold.
+    pub(crate) async fn count_all(&self) -> Result<(), LoadError> {
+        for inode in self.inodes() {
+            let mut at = Some(Sector(0));
+            while let Some(from) = at {
+                at = self.count_some(inode, from)?;
+                yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts some extents from a position on; returns where to go on.
+    fn count_some(&self, inode: Inode, from: Sector) -> Result<Option<Sector>, LoadError> {
+        let (alloc, gens) = (&self.alloc, &self.alloc.gens);
+        let (mut dirty, mut bad, mut next, mut looked) = (0, None, None, 0);
+        self.scan(inode, from, Sector::MAX, &mut |e| {
+            if looked == COUNT_EXTENTS {
+                next = Some(e.start);
+                return false;
+            }
+            looked += 1;
+            let bucket = gens.bucket_of(e.at);
+            if gens.generation(bucket) != e.generation {
+                return true;
+            }
+            if alloc.state(bucket) != Use::Data {
+                bad = Some(LoadError::DataInMeta { inode, bucket });
+                return false;
+            }
+            let (live, _) = alloc.sectors(bucket);
+            if live + e.sectors > self.shape.geometry.bucket_sectors {
+                bad = Some(LoadError::Overfull { inode, bucket });
+                return false;
+            }
+            alloc.add(bucket, e.generation, e.sectors, e.dirty);
+            dirty += if e.dirty { u64::from(e.sectors) } else { 0 };
+            true
+        });
+        self.with_space(inode, |space| space.dirty_sectors += dirty);
+        match bad {
+            Some(bad) => Err(bad),
+            None => Ok(next),
+        }
     }
 }

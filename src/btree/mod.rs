@@ -20,6 +20,7 @@
 //! every range at least to the state of the last commit.
 
 mod load;
+mod merge;
 mod nodes;
 mod vouch;
 mod write;
@@ -39,11 +40,11 @@ use crate::index::{Domain, Extent, Index, Lookup, Writer};
 use crate::journal::{Journal, Shape};
 use crate::rng::Rng;
 use crate::task::Notify;
-use crate::units::{Inode, JournalSeq, Sector};
+use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
 pub use load::LoadError;
-use nodes::{NodeId, Nodes, Span};
-use write::Deferred;
+use nodes::{NodeId, Nodes, Room, Span};
+use write::{Deferred, fill_bytes};
 
 /// A position in the order of keys.
 pub type Pos = (Inode, Sector);
@@ -85,6 +86,8 @@ pub struct Tree {
     barrier: RefCell<Option<Barrier>>,
     /// What waits for the root in memory to be durable.
     deferred: RefCell<Deferred>,
+    /// Buckets for the nodes of the step that the writer is in.
+    granted: RefCell<Vec<(BucketNr, Gen)>>,
     work: Notify,
     idle: Notify,
     /// The writer is in the middle of a round.
@@ -118,6 +121,10 @@ impl Tree {
         domain: Arc<Domain>,
         rng: Rc<Rng>,
     ) -> Rc<Tree> {
+        let room = Room {
+            block_sectors: shape.geometry.block_sectors,
+            fill_bytes: fill_bytes(&shape),
+        };
         Rc::new(Tree {
             disk,
             shape,
@@ -127,9 +134,10 @@ impl Tree {
             domain,
             rng,
             spaces: RefCell::default(),
-            nodes: RefCell::default(),
+            nodes: RefCell::new(Nodes::new(room)),
             barrier: RefCell::default(),
             deferred: RefCell::default(),
+            granted: RefCell::default(),
             work: Notify::default(),
             idle: Notify::default(),
             busy: Cell::new(false),
@@ -342,25 +350,30 @@ impl Tree {
         self.mark(inode, extent.start, extent.end(), None);
     }
 
+    /// What of an extent is still in the map as it says, dirty or clean.
+    fn still(&self, inode: Inode, extent: &Extent) -> Vec<Extent> {
+        let mut pieces: Vec<Extent> = Vec::new();
+        let (start, end) = (extent.start, extent.end());
+        self.scan(inode, start, end, &mut |e| {
+            let same = e.generation == extent.generation
+                && e.at.0.wrapping_sub(e.start.0) == extent.at.0.wrapping_sub(extent.start.0);
+            if same && self.is_fresh(&e) {
+                pieces.push(e.cut(e.start.max(start), e.end().min(end)));
+            }
+            true
+        });
+        pieces
+    }
+
     /// Marks as clean what is still at `extent.at`. To be called once the data are durable on the
     /// backing device.
     ///
     /// # Errors
     /// [`JournalFull`]: some pieces may be clean by then; call again.
     pub fn clean(&self, inode: Inode, extent: &Extent) -> Result<u64, JournalFull> {
-        let mut pieces: Vec<Extent> = Vec::new();
-        let (start, end) = (extent.start, extent.end());
-        self.scan(inode, start, end, &mut |e| {
-            let same = e.dirty
-                && e.generation == extent.generation
-                && e.at.0.wrapping_sub(e.start.0) == extent.at.0.wrapping_sub(extent.start.0);
-            if same {
-                pieces.push(e.cut(e.start.max(start), e.end().min(end)));
-            }
-            true
-        });
         let mut cleaned = 0;
-        for mut piece in pieces {
+        let pieces = self.still(inode, extent);
+        for mut piece in pieces.into_iter().filter(|piece| piece.dirty) {
             piece.dirty = false;
             self.insert(inode, piece)?;
             cleaned += u64::from(piece.sectors);
@@ -368,38 +381,30 @@ impl Tree {
         Ok(cleaned)
     }
 
-    /// Counts all fresh extents into the allocator: once, when a set has been loaded.
+    /// Makes keys that are still as `extent` says point to a copy of its data at `at`, in a bucket
+    /// that the caller has pinned. Returns how many sectors those are.
     ///
     /// # Errors
-    /// An extent that lies in a bucket of metadata.
-    pub(crate) fn count_all(&self) -> Result<(), LoadError> {
-        let (alloc, gens) = (&self.alloc, &self.alloc.gens);
-        for (&inode, space) in self.spaces.borrow_mut().iter_mut() {
-            let (mut dirty, mut bad) = (0, None);
-            space.writer.scan(Sector(0), Sector::MAX, &mut |e| {
-                let bucket = gens.bucket_of(e.at);
-                if gens.generation(bucket) != e.generation {
-                    return true;
-                }
-                if alloc.state(bucket) != crate::alloc::Use::Data {
-                    bad = Some(LoadError::DataInMeta { inode, bucket });
-                    return false;
-                }
-                let (live, _) = alloc.sectors(bucket);
-                if live + e.sectors > self.shape.geometry.bucket_sectors {
-                    bad = Some(LoadError::Overfull { inode, bucket });
-                    return false;
-                }
-                alloc.add(bucket, e.generation, e.sectors, e.dirty);
-                dirty += if e.dirty { u64::from(e.sectors) } else { 0 };
-                true
-            });
-            if let Some(bad) = bad {
-                return Err(bad);
+    /// [`JournalFull`]: some pieces may point there by then; call again.
+    pub fn relocate(
+        &self,
+        inode: Inode,
+        extent: &Extent,
+        at: Sector,
+        generation: Gen,
+    ) -> Result<u64, JournalFull> {
+        let mut moved = 0;
+        for mut piece in self.still(inode, extent) {
+            piece.at = at + (piece.start - extent.start);
+            piece.generation = generation;
+            if piece.dirty {
+                self.insert(inode, piece)?;
+            } else {
+                self.insert_unlogged(inode, piece);
             }
-            space.dirty_sectors = dirty;
+            moved += u64::from(piece.sectors);
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Notes that a range has changed, and pins the entry that says so.
@@ -429,6 +434,7 @@ impl Tree {
             if full {
                 self.work.notify();
             }
+            self.alloc.set_node_debt(nodes.debt());
             at = stop;
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{PENDING_SPANS, Pos};
-use crate::format::key::{Key, Ptr};
-use crate::units::{BucketNr, Inode, JournalSeq, Sector};
+use crate::format::bset::HEADER_BYTES;
+use crate::format::key::{Key, MAX_BYTES, Ptr};
+use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Names a node in the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,7 +43,13 @@ pub struct Node {
     pub pending: Vec<Span>,
     /// Of a leaf: the oldest entry with a key of `pending`.
     pub pin: Option<JournalSeq>,
+    /// Of a leaf: keys that stand in its runs, those that mean nothing any more included.
+    pub written_keys: u32,
     queued: bool,
+    /// Nodes that its next writing takes, when it is due and does not fit behind its last run.
+    debt: u32,
+    /// It is to be written anew even if what is pending would fit behind its last run.
+    pub stale: bool,
 }
 
 impl Node {
@@ -61,7 +68,10 @@ impl Node {
             freed_keys: 0,
             pending: Vec::new(),
             pin: None,
+            written_keys: 0,
             queued: false,
+            debt: 0,
+            stale: false,
         }
     }
 
@@ -77,9 +87,55 @@ impl Node {
     }
 }
 
+/// What the bookkeeping must know of the format.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Sectors of a block: each run takes whole ones.
+    pub block_sectors: u32,
+    /// Bytes of keys that a fresh node starts with at most.
+    pub fill_bytes: usize,
+}
+
+impl Room {
+    /// How many extents fit behind the last run of a node.
+    fn keys_left(&self, node: &Node) -> usize {
+        let used = node.written_blocks * self.block_sectors;
+        let bytes = node.sectors.saturating_sub(used) as usize * SECTOR_BYTES;
+        bytes.saturating_sub(HEADER_BYTES) / MAX_BYTES
+    }
+
+    /// How many spans a leaf collects before it is due: as many as fit behind its last run, so that
+    /// what is due is as a rule a run and at worst two nodes; but no fewer than a fourth of a fresh
+    /// node, for a leaf is not written anew for a handful of keys.
+    fn spans_due(&self, node: &Node) -> usize {
+        let least = (self.fill_bytes / MAX_BYTES / 4).max(1);
+        self.keys_left(node).max(least).min(PENDING_SPANS)
+    }
+
+    /// Nodes that a writing takes of a leaf with so many spans pending, beyond [`PARTS_MAX`]'s.
+    ///
+    /// [`PARTS_MAX`]: crate::alloc::PARTS_MAX
+    fn debt(&self, node: &Node) -> u32 {
+        if node.pending.len() <= self.keys_left(node) {
+            return 0;
+        }
+        (1 + node.pending.len() * MAX_BYTES / self.fill_bytes) as u32
+    }
+}
+
+/// What is to be done about nodes that hold too little, or too much that means nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Job {
+    /// Write neighbours under one parent as one node; one alone is written anew.
+    Join(Vec<NodeId>),
+    /// Make the only child of the root the root.
+    Shrink,
+}
+
 /// All nodes of a tree.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Nodes {
+    room: Room,
     slots: Vec<Option<Node>>,
     free: Vec<NodeId>,
     /// All leaves by their ends: they partition the space of keys.
@@ -88,9 +144,65 @@ pub struct Nodes {
     full: VecDeque<NodeId>,
     demand: BTreeSet<NodeId>,
     demand_inner: BTreeSet<NodeId>,
+    /// Of all leaves.
+    debt: u32,
+    /// Bounded by [`JOBS_MAX`].
+    jobs: VecDeque<Job>,
 }
 
+/// Jobs that wait for the writer at most: gc asks for no more before these are done.
+pub const JOBS_MAX: usize = 32;
+
 impl Nodes {
+    /// No nodes.
+    pub fn new(room: Room) -> Nodes {
+        Nodes {
+            room,
+            slots: Vec::new(),
+            free: Vec::new(),
+            leaves: BTreeMap::new(),
+            by_pin: BTreeSet::new(),
+            full: VecDeque::new(),
+            demand: BTreeSet::new(),
+            demand_inner: BTreeSet::new(),
+            debt: 0,
+            jobs: VecDeque::new(),
+        }
+    }
+
+    /// Nodes that the leaves due for writing take beyond one step's.
+    pub fn debt(&self) -> usize {
+        self.debt as usize
+    }
+
+    /// The node, if the id names one still.
+    pub fn find(&self, id: NodeId) -> Option<&Node> {
+        self.slots.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The node without a parent.
+    pub fn root(&self) -> Option<NodeId> {
+        let mut id = *self.leaves.first_key_value()?.1;
+        while let Some(parent) = self.get(id).parent {
+            id = parent;
+        }
+        Some(id)
+    }
+
+    /// Adds a job, unless too many wait.
+    pub fn ask(&mut self, job: Job) -> bool {
+        if self.jobs.len() == JOBS_MAX {
+            return false;
+        }
+        self.jobs.push_back(job);
+        true
+    }
+
+    /// The next job.
+    pub fn next_job(&mut self) -> Option<Job> {
+        self.jobs.pop_front()
+    }
+
     pub fn add(&mut self, node: Node) -> NodeId {
         match self.free.pop() {
             Some(id) => {
@@ -118,6 +230,7 @@ impl Nodes {
             self.by_pin.remove(&(seq, id));
         }
         self.full.retain(|&other| other != id);
+        self.debt -= node.debt;
         self.free.push(id);
         node
     }
@@ -128,6 +241,7 @@ impl Nodes {
 
     /// Notes a span; true when the leaf has just become due for writing.
     pub fn note(&mut self, id: NodeId, span: Span) -> bool {
+        let room = self.room;
         let node = self.get_mut(id);
         if let Some(last) = node.pending.last_mut() {
             if last.inode == span.inode && last.end == span.start {
@@ -136,12 +250,18 @@ impl Nodes {
             }
         }
         node.pending.push(span);
-        if node.pending.len() >= PENDING_SPANS && !node.queued {
-            node.queued = true;
-            self.full.push_back(id);
-            return true;
+        let due = node.queued || node.pending.len() >= room.spans_due(node);
+        if !due {
+            return false;
         }
-        false
+        let (before, after) = (node.debt, room.debt(node));
+        node.debt = after;
+        let first = !std::mem::replace(&mut node.queued, true);
+        self.debt = self.debt - before + after;
+        if first {
+            self.full.push_back(id);
+        }
+        first
     }
 
     /// Remembers that the leaf needs an entry; true when it has to be pinned for that.
@@ -159,7 +279,9 @@ impl Nodes {
     pub fn take_pending(&mut self, id: NodeId) -> (Vec<Span>, Option<JournalSeq>) {
         let node = self.get_mut(id);
         node.queued = false;
+        let debt = std::mem::take(&mut node.debt);
         let taken = (std::mem::take(&mut node.pending), node.pin.take());
+        self.debt -= debt;
         if let Some(seq) = taken.1 {
             self.by_pin.remove(&(seq, id));
         }
@@ -224,11 +346,6 @@ impl Nodes {
         self.demand_inner = stale.map(|(id, _)| id).collect();
     }
 
-    /// Asks for an inner node to be written anew.
-    pub fn demand_inner(&mut self, id: NodeId) {
-        self.demand_inner.insert(id);
-    }
-
     /// An inner node that was asked for and still carries keys of freed children.
     pub fn due_inner(&mut self) -> Option<NodeId> {
         while let Some(id) = self.demand_inner.pop_first() {
@@ -242,6 +359,6 @@ impl Nodes {
 
     /// Whether something that was asked for has not been taken up yet.
     pub fn has_demand(&self) -> bool {
-        !self.demand.is_empty() || !self.demand_inner.is_empty()
+        !self.demand.is_empty() || !self.demand_inner.is_empty() || !self.jobs.is_empty()
     }
 }

@@ -11,16 +11,20 @@
 //! Between the two steps the backing devices are flushed too, for the sake of clean keys. Where that
 //! fails the run is written without them ([`vouch`]).
 //!
+//! A step that writes nodes anew knows beforehand how many buckets it takes up to the root, for
+//! nobody else changes nodes: it takes them all at once and gives back what is left, so it never
+//! stands half done without a bucket.
+//!
 //! Bounds: a round writes at most [`ROUND`] leaves; a run is at most a node long.
 
 use std::rc::Rc;
 
 use super::nodes::{Node, NodeId, Span};
 use super::{Pos, Tree, key_of, vouch};
-use crate::alloc::Purpose;
 use crate::disk::{IoError, Stopped};
 use crate::format::bset::{self, set_blocks};
-use crate::format::key::{Key, Ptr, encoded_bytes};
+use crate::format::key::{Key, MAX_BYTES, Ptr, encoded_bytes};
+use crate::journal::Shape;
 use crate::limits::fresh_node_sectors;
 use crate::task::{either, join_all, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
@@ -48,10 +52,10 @@ pub(super) struct Append {
 /// or durable (the buckets: nodes under the old root must stay as they are until then). One journal entry serves a whole round, however many nodes it rewrote.
 #[derive(Default)]
 pub(super) struct Deferred {
-    root_changed: bool,
+    pub(super) root_changed: bool,
     /// Buckets of replaced nodes, with the generations that no pointer to them has.
-    buckets: Vec<(BucketNr, Gen)>,
-    pins: Vec<JournalSeq>,
+    pub(super) buckets: Vec<(BucketNr, Gen)>,
+    pub(super) pins: Vec<JournalSeq>,
     /// Clean extents that were not written, because what they say was not durable: later.
     unvouched: Vec<Span>,
 }
@@ -73,27 +77,17 @@ impl Tree {
             }
             let upto = self.journal.reclaim_target();
             let due = self.nodes.borrow_mut().due(upto, ROUND);
-            let inner = self.nodes.borrow_mut().due_inner();
             self.busy.set(true);
             // What fails trips the latch, which ends the loop.
-            let _ = match inner {
-                _ if !due.is_empty() => {
-                    if let Some(id) = inner {
-                        self.nodes.borrow_mut().demand_inner(id);
-                    }
-                    self.write_leaves(due).await
-                }
-                Some(id) => match self.rewrite_inner(id).await {
-                    Ok(()) => self.settle().await,
-                    Err(Stopped) => Err(Stopped),
-                },
-                None => {
+            if due.is_empty() {
+                if !self.tidy_up().await {
                     self.busy.set(false);
                     self.idle.notify();
                     self.wait_for_work().await;
-                    Ok(())
                 }
-            };
+            } else {
+                let _ = self.write_leaves(due).await;
+            }
             self.busy.set(false);
             self.rounds.set(self.rounds.get() + 1);
             self.idle.notify();
@@ -101,8 +95,34 @@ impl Tree {
         }
     }
 
+    /// One thing besides writing leaves that was asked for; false when there is none.
+    async fn tidy_up(&self) -> bool {
+        let (job, inner) = {
+            let mut nodes = self.nodes.borrow_mut();
+            match nodes.next_job() {
+                Some(job) => (Some(job), None),
+                None => (None, nodes.due_inner()),
+            }
+        };
+        let done = match (job, inner) {
+            (Some(job), _) => self.do_job(job).await,
+            (None, Some(id)) => self.renew_inner(id).await,
+            (None, None) if self.deferred.borrow().root_changed && !self.is_held() => Ok(()),
+            (None, None) => return false,
+        };
+        if done.is_ok() {
+            let _ = self.settle().await;
+        }
+        true
+    }
+
     async fn wait_for_work(&self) {
-        either(self.work.wait(), self.journal.reclaim.wait()).await
+        let asked = either(self.work.wait(), self.journal.reclaim.wait());
+        if self.deferred.borrow().root_changed {
+            either(asked, self.journal.entry_written()).await
+        } else {
+            asked.await
+        }
     }
 
     /// Writes everything that is pending now.
@@ -117,7 +137,7 @@ impl Tree {
         self.drain_demand().await
     }
 
-    async fn drain_demand(&self) -> Result<(), Stopped> {
+    pub(super) async fn drain_demand(&self) -> Result<(), Stopped> {
         self.work.notify();
         while self.nodes.borrow().has_demand() {
             self.latch.check()?;
@@ -141,12 +161,8 @@ impl Tree {
     }
 
     /// How many bytes of keys a fresh node may start with, so that there is room to append.
-    fn fill_bytes(&self) -> usize {
-        let node_bytes = self.node_sectors() as usize * SECTOR_BYTES;
-        let one_block = self.shape.block_bytes();
-        // Two thirds, but in a node of very few blocks at least a block is left for a run.
-        let fill = (node_bytes * 2 / 3).min(node_bytes - one_block.min(node_bytes / 2));
-        fill - bset::HEADER_BYTES
+    pub(super) fn fill_bytes(&self) -> usize {
+        fill_bytes(&self.shape)
     }
 
     async fn write_leaves(&self, due: Vec<NodeId>) -> Result<(), Stopped> {
@@ -167,14 +183,25 @@ impl Tree {
         self.settle().await
     }
 
+    /// Whether a new root must wait for room in the journal.
+    fn is_held(&self) -> bool {
+        self.deferred.borrow().root_changed && self.journal.holds_roots()
+    }
+
     /// Makes the newest root durable if it changed, and lets go of what had to wait for that.
-    async fn settle(&self) -> Result<(), Stopped> {
-        let done = self.deferred.take();
+    pub(super) async fn settle(&self) -> Result<(), Stopped> {
+        let pins = std::mem::take(&mut self.deferred.borrow_mut().pins);
         // First, so that the entry which names the new root says too what it makes superfluous: no
         // entry that is written from now on names the old one.
-        for seq in done.pins {
+        for seq in pins {
             self.journal.unpin(seq);
         }
+        if self.is_held() {
+            // More leaves must be written before an entry can make room in the ring. The old nodes
+            // stay until then.
+            return self.latch.check();
+        }
+        let done = self.deferred.take();
         if done.root_changed {
             self.journal.commit_roots().await?;
         }
@@ -187,12 +214,51 @@ impl Tree {
         Ok(())
     }
 
-    /// Waits until so many nodes can be taken. What the round holds back may be what is missing.
-    async fn nodes_ready(&self, need: usize) -> Result<(), Stopped> {
-        if !self.alloc.take_ready(need) {
-            self.settle().await?;
+    /// Takes so many buckets for nodes, for [`write_new`](Self::write_new) to use, or waits until
+    /// there may be so many: then false, and what was planned must be planned again.
+    pub(super) async fn take_buckets(&self, need: usize) -> Result<bool, Stopped> {
+        assert!(self.granted.borrow().is_empty(), "one step at a time");
+        if let Some(buckets) = self.alloc.take_nodes(need) {
+            *self.granted.borrow_mut() = buckets;
+            return Ok(true);
         }
-        self.alloc.nodes_ready(need).await
+        // What the round holds back may be what is missing.
+        self.settle().await?;
+        self.alloc.nodes_ready(need).await?;
+        Ok(false)
+    }
+
+    /// Gives back the buckets that a step did not use.
+    pub(super) fn leave_buckets(&self) {
+        for (bucket, _) in self.granted.take() {
+            self.alloc.give_back(bucket);
+        }
+    }
+
+    /// The most nodes that the levels above may take when `gone` children of `parent` are replaced
+    /// by `new` ones.
+    pub(super) fn nodes_above(&self, parent: Option<NodeId>, gone: usize, new: usize) -> usize {
+        let (mut at, mut gone, mut new, mut need) = (parent, gone, new, 0);
+        let nodes = self.nodes.borrow();
+        while let Some(id) = at {
+            let node = nodes.get(id);
+            if self.fits(node, (gone + new) * MAX_BYTES) {
+                return need;
+            }
+            let keys = node.children.len() + new - gone;
+            // One more than needed by bytes: parts are of equal numbers of keys.
+            new = (keys * MAX_BYTES).div_ceil(self.fill_bytes()).max(1);
+            gone = 1;
+            need += new;
+            at = node.parent;
+        }
+        need + usize::from(new > 1)
+    }
+
+    /// Whether a run of so many bytes of keys fits behind a node's last.
+    fn fits(&self, node: &Node, key_bytes: usize) -> bool {
+        let blocks = set_blocks(key_bytes, self.block_sectors());
+        (node.written_blocks + blocks) * self.block_sectors() <= node.sectors
     }
 
     fn plan_append(&self, id: NodeId) -> Plan {
@@ -203,12 +269,13 @@ impl Tree {
         let spans = merge_spans(nodes.get(id).pending.clone());
         let keys = self.keys_of_spans(&spans);
         let node = nodes.get(id);
-        let blocks = set_blocks(encoded_bytes(&keys), self.block_sectors());
-        if (node.written_blocks + blocks) * self.block_sectors() > node.sectors {
+        if node.stale || !self.fits(node, encoded_bytes(&keys)) {
             return Plan::Rewrite;
         }
         let (ptr, seq, at_block) = (node.ptr, node.seq, node.written_blocks);
         let (_, pin) = nodes.take_pending(id);
+        nodes.get_mut(id).written_keys += keys.len() as u32;
+        self.alloc.set_node_debt(nodes.debt());
         drop(nodes);
         if keys.is_empty() {
             if let Some(seq) = pin {
@@ -363,34 +430,11 @@ impl Tree {
     }
 
     async fn rewrite_leaf(&self, id: NodeId) -> Result<(), Stopped> {
-        let (start, end) = {
-            let nodes = self.nodes.borrow();
-            (nodes.get(id).start, nodes.get(id).end)
-        };
-        let (parts, pin) = loop {
-            let parts = split(self.keys_of_range(start, end), self.fill_bytes());
-            let need = parts.len() + self.nodes_for_parents();
-            if self.alloc.take_ready(need) {
-                let (_, pin) = self.nodes.borrow_mut().take_pending(id);
-                break (parts, pin);
-            }
-            self.nodes_ready(need).await?;
-        };
-        let new = self.write_new(0, start, end, parts).await?;
-        let parent = self.nodes.borrow().get(id).parent;
-        self.replace(parent, vec![id], &new).await?;
-        self.swap_leaf(id, &new);
-        self.deferred.borrow_mut().pins.extend(pin);
-        Ok(())
-    }
-
-    /// Nodes that the levels above may take when a child is replaced: each may split in two.
-    fn nodes_for_parents(&self) -> usize {
-        2 * usize::from(self.journal.roots().level) + 1
+        self.join_leaves(vec![id]).await
     }
 
     /// All fresh extents in a range of positions as keys.
-    fn keys_of_range(&self, start: Pos, end: Pos) -> Vec<Key> {
+    pub(super) fn keys_of_range(&self, start: Pos, end: Pos) -> Vec<Key> {
         let mut keys = Vec::new();
         let inodes: Vec<Inode> = {
             let spaces = self.spaces.borrow();
@@ -411,7 +455,7 @@ impl Tree {
     }
 
     /// Writes new nodes of one level that together cover a range; they are in no parent yet.
-    async fn write_new(
+    pub(super) async fn write_new(
         &self,
         level: u16,
         start: Pos,
@@ -421,10 +465,8 @@ impl Tree {
         let (mut ids, mut from) = (Vec::new(), start);
         let last = parts.len() - 1;
         for (i, keys) in parts.iter().enumerate() {
-            let Some((bucket, generation)) = self.alloc.take(Purpose::Node) else {
-                let why = "no bucket left for a btree node".to_string();
-                return Err(self.latch.trip(why));
-            };
+            let bucket = self.granted.borrow_mut().pop();
+            let (bucket, generation) = bucket.expect("a step takes what it needs beforehand");
             let ptr = Ptr::new(0, self.shape.sector_of(bucket), generation);
             let to = match keys.last() {
                 Some(key) if i < last => key.position(),
@@ -459,6 +501,7 @@ impl Tree {
         for (&id, keys) in ids.iter().zip(parts) {
             let mut nodes = self.nodes.borrow_mut();
             let node = nodes.get_mut(id);
+            node.written_keys = keys.len() as u32;
             let mut bytes = Vec::new();
             node.written_blocks = bset::set_encode(
                 node.seq,
@@ -481,7 +524,7 @@ impl Tree {
 
     /// Puts `new` (durable) in the place of `old` in their parent; the buckets of `old` are free at
     /// the end of the round. The old nodes themselves stay in the table.
-    async fn replace(
+    pub(super) async fn replace(
         &self,
         parent: Option<NodeId>,
         old: Vec<NodeId>,
@@ -564,14 +607,9 @@ impl Tree {
             keys
         };
         self.adopt(parent, new);
-        let fits = {
-            let nodes = self.nodes.borrow();
-            let node = nodes.get(parent);
-            let blocks = set_blocks(encoded_bytes(&keys), self.block_sectors());
-            (node.written_blocks + blocks) * self.block_sectors() <= node.sectors
-        };
+        let fits = self.fits(self.nodes.borrow().get(parent), encoded_bytes(&keys));
         if !fits {
-            return Box::pin(self.rewrite_inner(parent)).await;
+            return Box::pin(self.rewrite_inner(vec![parent])).await;
         }
         let append = {
             let mut nodes = self.nodes.borrow_mut();
@@ -584,21 +622,38 @@ impl Tree {
         self.write_appends(vec![append]).await
     }
 
-    /// Writes an inner node anew from its children in memory.
-    async fn rewrite_inner(&self, id: NodeId) -> Result<(), Stopped> {
+    /// Writes an inner node anew, as a step of its own.
+    async fn renew_inner(&self, id: NodeId) -> Result<(), Stopped> {
+        loop {
+            let need = {
+                let nodes = self.nodes.borrow();
+                let node = nodes.get(id);
+                let parts = (node.children.len() * MAX_BYTES).div_ceil(self.fill_bytes());
+                parts + self.nodes_above(node.parent, 1, parts)
+            };
+            if self.take_buckets(need).await? {
+                break;
+            }
+        }
+        let done = self.rewrite_inner(vec![id]).await;
+        self.leave_buckets();
+        done
+    }
+
+    /// Writes neighbouring inner nodes of one parent anew, from their children in memory.
+    pub(super) async fn rewrite_inner(&self, ids: Vec<NodeId>) -> Result<(), Stopped> {
         let (level, start, end, parent, children) = {
             let nodes = self.nodes.borrow();
-            let node = nodes.get(id);
-            let children: Vec<NodeId> = node.children.values().copied().collect();
-            (node.level, node.start, node.end, node.parent, children)
+            let (first, last) = (nodes.get(ids[0]), nodes.get(ids[ids.len() - 1]));
+            let children = ids.iter().flat_map(|&id| nodes.get(id).children.values());
+            let children: Vec<NodeId> = children.copied().collect();
+            (first.level, first.start, last.end, first.parent, children)
         };
         let keys: Vec<Key> = {
             let nodes = self.nodes.borrow();
             children.iter().map(|&c| nodes.get(c).key()).collect()
         };
         let parts = split(keys, self.fill_bytes());
-        let need = parts.len() + self.nodes_for_parents();
-        self.nodes_ready(need).await?;
         let sizes: Vec<usize> = parts.iter().map(Vec::len).collect();
         let new = self.write_new(level, start, end, parts).await?;
         let mut rest = &children[..];
@@ -607,32 +662,38 @@ impl Tree {
             self.adopt(node, some);
             rest = others;
         }
-        Box::pin(self.replace(parent, vec![id], &new)).await?;
-        self.nodes.borrow_mut().remove(id);
+        Box::pin(self.replace(parent, ids.clone(), &new)).await?;
+        for id in ids {
+            self.nodes.borrow_mut().remove(id);
+        }
         Ok(())
     }
 
-    /// Puts new leaves in the place of an old one in memory. What was noted in the old one while
+    /// Puts new leaves in the place of old ones in memory. What was noted in the old ones while
     /// they were written goes on to them.
-    fn swap_leaf(&self, id: NodeId, new: &[NodeId]) {
-        let (spans, pin) = {
+    pub(super) fn swap_leaves(&self, old: &[NodeId], new: &[NodeId]) {
+        let mut left: Vec<(Vec<Span>, Option<JournalSeq>)> = Vec::new();
+        {
             let mut nodes = self.nodes.borrow_mut();
-            let (spans, pin) = nodes.take_pending(id);
-            let end = nodes.get(id).end;
-            nodes.leaves.remove(&end);
-            nodes.pass_demand(id, new);
+            for &id in old {
+                left.push(nodes.take_pending(id));
+                let end = nodes.get(id).end;
+                nodes.leaves.remove(&end);
+                nodes.pass_demand(id, new);
+                nodes.remove(id);
+            }
             for &leaf in new {
                 let end = nodes.get(leaf).end;
                 nodes.leaves.insert(end, leaf);
             }
-            nodes.remove(id);
-            (spans, pin)
-        };
-        for span in spans {
-            self.mark(span.inode, span.start, span.end, pin);
         }
-        if let Some(seq) = pin {
-            self.journal.unpin(seq);
+        for (spans, pin) in left {
+            for span in spans {
+                self.mark(span.inode, span.start, span.end, pin);
+            }
+            if let Some(seq) = pin {
+                self.journal.unpin(seq);
+            }
         }
     }
 
@@ -640,12 +701,23 @@ impl Tree {
     pub async fn create(&self) -> Result<(), Stopped> {
         let end = Key::MAX.position();
         let start = (Inode(0), Sector(0));
+        while !self.take_buckets(1).await? {}
         let new = self.write_new(0, start, end, vec![Vec::new()]).await?;
         self.nodes.borrow_mut().leaves.insert(end, new[0]);
         let key = self.nodes.borrow().get(new[0]).key();
         self.journal.set_roots(|r| (r.root, r.level) = (key, 0));
         Ok(())
     }
+}
+
+/// How many bytes of keys a fresh node may start with, so that there is room to append.
+pub(super) fn fill_bytes(shape: &Shape) -> usize {
+    let sectors = fresh_node_sectors(shape.geometry.bucket_sectors);
+    let node_bytes = sectors as usize * SECTOR_BYTES;
+    let one_block = shape.block_bytes();
+    // Two thirds, but in a node of very few blocks at least a block is left for a run.
+    let fill = (node_bytes * 2 / 3).min(node_bytes - one_block.min(node_bytes / 2));
+    fill - bset::HEADER_BYTES
 }
 
 enum Plan {
@@ -686,7 +758,7 @@ fn merge_spans(mut spans: Vec<Span>) -> Vec<Span> {
 }
 
 /// Divides keys into as few parts as hold at most `bytes` each, of about equal size; at least one.
-fn split(keys: Vec<Key>, bytes: usize) -> Vec<Vec<Key>> {
+pub(super) fn split(keys: Vec<Key>, bytes: usize) -> Vec<Vec<Key>> {
     let total = encoded_bytes(&keys);
     if total <= bytes {
         return vec![keys];

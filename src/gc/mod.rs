@@ -10,13 +10,15 @@
 //!
 //! Bounds: a step looks at `SLICE_EXTENTS` extents.
 
+pub mod moving;
+
 use std::rc::Rc;
 
 use crate::btree::Tree;
 use crate::disk::{Latch, Stopped};
 use crate::index::Extent;
 use crate::task::yield_now;
-use crate::units::Sector;
+use crate::units::{Inode, Sector};
 
 /// Extents looked at in one step.
 const SLICE_EXTENTS: usize = 2048;
@@ -66,6 +68,7 @@ pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
             yield_now().await;
         }
     }
+    tidy(tree).await?;
     tree.flush().await?;
     tree.flush_inner().await?;
     // The journal's oldest needed entry moves on with this one.
@@ -73,4 +76,16 @@ pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
     tree.journal.commit_roots().await?;
     tree.alloc.sweep_end(&oldest);
     Ok(())
+}
+
+/// Joins thin nodes and writes anew those full of what means nothing, leaves first.
+async fn tidy(tree: &Tree) -> Result<(), Stopped> {
+    let mut at = Some((Inode(0), Sector(0)));
+    while let Some(from) = at {
+        at = tree.survey_leaves(from);
+        tree.jobs_done().await?;
+        yield_now().await;
+    }
+    tree.survey_inner();
+    tree.jobs_done().await
 }

@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::units::{Gen, Sector};
 
+mod bulk;
 mod compact;
 mod domain;
 mod page;
@@ -53,6 +54,7 @@ mod stress;
 mod tests;
 mod writer;
 
+pub use bulk::Bulk;
 pub use domain::{Domain, Reader};
 pub use writer::Writer;
 

@@ -225,7 +225,7 @@ impl Writer {
     }
 
     /// A new node of `children`.
-    fn inner(&mut self, level: usize, children: &[(Node, u64)]) -> Node {
+    pub(super) fn inner(&mut self, level: usize, children: &[(Node, u64)]) -> Node {
         assert!(
             level < MAX_LEVELS,
             "a tree that high takes more inserts than there can have been"

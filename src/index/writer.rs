@@ -35,6 +35,9 @@ const RECLAIM_PAGES: usize = 1024;
 /// Leaves that a call of `reclaim` considers moving in memory, at most.
 const RECLAIM_LEAVES: usize = 32;
 
+/// What every extent ends before.
+pub(super) const PADDED_END: u64 = PAD;
+
 /// Changes and owns the map of one volume. It may be moved to another thread but is used by one
 /// at a time.
 pub struct Writer {
@@ -278,6 +281,15 @@ impl Writer {
     /// Publishes another tree.
     pub(super) fn set_root(&mut self, node: Node) {
         self.index.root.store(node.0, Ordering::Release);
+    }
+
+    /// Publishes a tree of `len` extents, made of this writer's pages, in place of an empty one.
+    pub(super) fn adopt(&mut self, root: Node, len: u64) {
+        debug_assert_eq!(self.len, 0);
+        let empty = self.index.root();
+        self.set_root(root);
+        self.retire(empty);
+        self.len = len;
     }
 
     /// Counts extents that came or went by a rebuild.

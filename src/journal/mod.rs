@@ -275,6 +275,13 @@ impl Journal {
         self.state.borrow().ring.is_low()
     }
 
+    /// Whether new roots would wait for more pins to be given back, because the ring has a last block
+    /// only.
+    pub fn holds_roots(&self) -> bool {
+        let s = self.state.borrow();
+        s.place.is_none() && s.is_last_block() && !s.ring.would_free(s.last_seq())
+    }
+
     /// Waits for the next entry to be durable.
     pub fn entry_written(&self) -> impl Future<Output = ()> + '_ {
         self.progress.wait()
@@ -429,6 +436,12 @@ impl State {
         }
     }
 
+    /// Whether the next entry takes the last block. It must be one that makes room: no other could
+    /// be written after it.
+    fn is_last_block(&self) -> bool {
+        self.ring.free_blocks() <= 1
+    }
+
     fn last_seq(&self) -> JournalSeq {
         // `pins_first` names the oldest pinned entry, or the open one when none is pinned.
         self.pins_first
@@ -443,6 +456,7 @@ impl State {
         let frees = self.ring.would_free(self.last_seq());
         match self.place {
             Some(place) => {
+                // A place for keys leaves the blocks that entries without them need.
                 let full = self.bytes + 48 > place.blocks_max as usize * shape.block_bytes();
                 let due = !self.keys.is_empty() && (self.wanted >= self.seq || full);
                 (due || roots_due || frees && self.ring.is_low())
@@ -453,6 +467,9 @@ impl State {
                     return None;
                 }
                 assert!(self.keys.is_empty(), "keys without a place in the ring");
+                if self.is_last_block() && !frees {
+                    return None;
+                }
                 let place = self.ring.place_meta()?;
                 Some(self.take_entry(place, shape))
             }

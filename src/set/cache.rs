@@ -18,10 +18,12 @@ use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, prios};
 use crate::btree::Tree;
 use crate::disk::{Disk, IoError, Latch};
+use crate::format::jset::Jset;
 use crate::format::key::{Key, Ptr};
 use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
 use crate::format::uuids::{self, UuidEntry};
 use crate::gc;
+use crate::gc::moving::Mover;
 use crate::index::Domain;
 use crate::journal::replay::{self, Replay};
 use crate::journal::ring::{Ring, Slot};
@@ -30,7 +32,7 @@ use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
 use crate::request::owner::Owner;
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
-use crate::task::{Executor, either};
+use crate::task::{Executor, either, yield_now};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
 use crate::writeback::Writeback;
 
@@ -59,6 +61,8 @@ pub struct CacheSet {
     pub writeback: Rc<Writeback>,
     /// What becomes of it when its device fails.
     pub on_error: Cell<OnError>,
+    /// Its moving gc.
+    pub mover: Rc<Mover>,
     uuids: RefCell<Vec<UuidEntry>>,
     stopped: Cell<bool>,
 }
@@ -284,14 +288,8 @@ impl CacheSet {
         tree.load(newest.root, newest.level)
             .await
             .map_err(tree_error)?;
-        for entry in &entries {
-            for key in &entry.keys {
-                tree.meet_key(key)
-                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
-                tree.replay(key.inode, key, entry.seq);
-            }
-        }
-        tree.count_all().map_err(tree_error)?;
+        Self::replay(&tree, &disk, &entries).await?;
+        tree.count_all().await.map_err(tree_error)?;
         // After a crash that spared the device's own cache, what was read may not be durable. From
         // here on things are written that rely on it.
         disk.flush()
@@ -312,6 +310,19 @@ impl CacheSet {
         Ok(set)
     }
 
+    /// Inserts what the journal says, an entry a step.
+    async fn replay(tree: &Tree, disk: &Rc<dyn Disk>, entries: &[Jset]) -> Result<(), SetError> {
+        for entry in entries {
+            for key in &entry.keys {
+                tree.meet_key(key)
+                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
+                tree.replay(key.inode, key, entry.seq);
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
     fn assemble(
         engine: Engine,
         sb: CacheSuper,
@@ -328,6 +339,7 @@ impl CacheSet {
             engine.latch.clone(),
         );
         let writeback = Writeback::new(owner.clone(), engine.exec.clone(), engine.latch.clone());
+        let mover = Mover::new(tree.clone(), engine.latch.clone());
         let barrier_owner = Rc::downgrade(&owner);
         tree.set_barrier(Box::new(move || {
             let volumes = barrier_owner
@@ -359,6 +371,7 @@ impl CacheSet {
             owner,
             writeback,
             on_error: Cell::default(),
+            mover,
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             stopped: Cell::new(false),
         })
@@ -377,6 +390,7 @@ impl CacheSet {
         exec.spawn(self.alloc.clone().run());
         exec.spawn(self.tree.clone().run());
         exec.spawn(self.writeback.clone().run());
+        exec.spawn(self.mover.clone().run());
         exec.spawn(gc::run(self.tree.clone(), self.latch.clone()));
     }
 
@@ -511,12 +525,16 @@ impl CacheSet {
         }
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         self.writeback.stop();
+        self.mover.stop();
         let result = async {
             while self.owner.tasks.get() > 0 {
                 self.latch.check()?;
                 self.owner.released.wait().await;
             }
             self.writeback.ended().await;
+            self.mover.ended().await;
+            // First, so that the last entries name no key: there is nothing to replay then.
+            self.journal.commit().await?;
             self.tree.flush().await?;
             self.alloc.stop_and_write().await?;
             self.journal.stop().await

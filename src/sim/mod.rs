@@ -32,4 +32,5 @@ pub mod scenario;
 pub mod sched;
 pub mod stage;
 pub mod sweep;
+pub mod tight;
 pub mod world;

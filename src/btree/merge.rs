@@ -1,0 +1,296 @@
+//! Fewer and fuller nodes: neighbours that hold little become one, a node that holds much which
+//! means nothing any more is written anew, a root with a single child gives way to it.
+//!
+//! Gc looks at the tree in slices ([`Tree::survey_leaves`], [`Tree::survey_inner`]) and leaves jobs
+//! for the writer, who looks again before he does one, for the tree may have changed. A join is a
+//! replacement of several nodes by one and as safe as a split: the new node is durable before the
+//! parent's run names it; that run, which is there whole or not at all, also carries for each old
+//! node what tells that it is superseded; the old buckets are let go after that, and after the root
+//! that leads there is durable.
+//!
+//! Bounds: a slice looks at [`SURVEY_NODES`] nodes and at about [`SURVEY_EXTENTS`] extents; a join
+//! takes at most [`JOIN_MAX`] nodes.
+
+use std::ops::Bound::{Excluded, Unbounded};
+
+use super::nodes::{Job, NodeId};
+use super::write::split;
+use super::{Pos, Tree};
+use crate::alloc::{PARTS_MAX, step_nodes};
+use crate::disk::Stopped;
+use crate::format::key::{Key, MAX_BYTES};
+use crate::units::{JournalSeq, Sector};
+
+/// Nodes that are joined at most; as many as the kernel joins.
+const JOIN_MAX: usize = 4;
+/// Nodes that one slice of a survey looks at.
+const SURVEY_NODES: usize = 64;
+/// Extents that one slice of a survey looks at, and those of one more leaf.
+const SURVEY_EXTENTS: usize = 4096;
+/// A leaf with so many keys beyond twice its extents is stale.
+const STALE_KEYS: usize = 64;
+
+/// A run of neighbours under one parent that would fit into one node.
+struct Group {
+    parent: Option<NodeId>,
+    ids: Vec<NodeId>,
+    keys: usize,
+}
+
+impl Group {
+    fn new() -> Group {
+        Group {
+            parent: None,
+            ids: Vec::new(),
+            keys: 0,
+        }
+    }
+
+    /// Adds a node; returns the group that ends before it, if that is worth a job.
+    fn add(&mut self, parent: Option<NodeId>, id: NodeId, keys: usize, most: usize) -> Option<Job> {
+        let joins = self.parent == parent && parent.is_some();
+        if joins && self.ids.len() < JOIN_MAX && self.keys + keys <= most {
+            self.ids.push(id);
+            self.keys += keys;
+            return None;
+        }
+        let done = self.end();
+        *self = Group {
+            parent,
+            ids: vec![id],
+            keys,
+        };
+        done
+    }
+
+    fn end(&mut self) -> Option<Job> {
+        let ids = std::mem::take(&mut self.ids);
+        (ids.len() > 1).then_some(Job::Join(ids))
+    }
+}
+
+impl Tree {
+    /// Keys that a joined node may have: three quarters of a fresh node's, so that it does not
+    /// split at once.
+    fn join_keys(&self) -> usize {
+        self.fill_bytes() * 3 / 4 / MAX_BYTES
+    }
+
+    /// Looks at the leaves behind `from` and asks for what should be done about them. Returns where
+    /// to go on, `None` at the end. Jobs that find no place are left for the next pass.
+    pub(crate) fn survey_leaves(&self, from: Pos) -> Option<Pos> {
+        let (mut at, mut looked) = (from, 0);
+        let (mut jobs, mut group) = (Vec::new(), Group::new());
+        for _ in 0..SURVEY_NODES {
+            let next = {
+                let nodes = self.nodes.borrow();
+                let mut behind = nodes.leaves.range((Excluded(at), Unbounded));
+                behind.next().map(|(&end, &id)| {
+                    let node = nodes.get(id);
+                    (end, id, node.start, node.parent, node.written_keys as usize)
+                })
+            };
+            let Some((end, id, start, parent, written)) = next else {
+                jobs.extend(group.end());
+                self.ask(jobs);
+                return None;
+            };
+            let live = self.count_range(start, end);
+            looked += live;
+            jobs.extend(group.add(parent, id, live, self.join_keys()));
+            if written > 2 * live + STALE_KEYS {
+                jobs.push(Job::Join(vec![id]));
+            }
+            at = end;
+            if looked >= SURVEY_EXTENTS {
+                break;
+            }
+        }
+        jobs.extend(group.end());
+        self.ask(jobs);
+        Some(at)
+    }
+
+    /// Looks at the inner nodes with children on `level`, at once: there are few.
+    pub(crate) fn survey_inner(&self) {
+        let (mut jobs, most) = (Vec::new(), self.join_keys());
+        let nodes = self.nodes.borrow();
+        let mut parents: Vec<NodeId> = nodes.root().into_iter().collect();
+        while let Some(id) = parents.pop() {
+            let node = nodes.get(id);
+            if node.parent.is_none() && node.children.len() == 1 {
+                jobs.push(Job::Shrink);
+            }
+            if node.level < 2 {
+                continue;
+            }
+            let mut group = Group::new();
+            for &child in node.children.values() {
+                let keys = nodes.get(child).children.len();
+                jobs.extend(group.add(Some(id), child, keys, most));
+                parents.push(child);
+            }
+            jobs.extend(group.end());
+        }
+        drop(nodes);
+        self.ask(jobs);
+    }
+
+    fn ask(&self, jobs: Vec<Job>) {
+        let mut nodes = self.nodes.borrow_mut();
+        for job in jobs {
+            if !nodes.ask(job) {
+                break;
+            }
+        }
+        drop(nodes);
+        self.work.notify();
+    }
+
+    /// Waits until the writer has done what was asked for.
+    pub(crate) async fn jobs_done(&self) -> Result<(), Stopped> {
+        self.drain_demand().await
+    }
+
+    /// How many extents lie in a range of positions; at most one more than a full leaf's.
+    fn count_range(&self, start: Pos, end: Pos) -> usize {
+        let (mut count, most) = (0, 2 * self.fill_bytes() / MAX_BYTES);
+        let spaces = self.spaces.borrow();
+        for (&inode, space) in spaces.range(start.0..=end.0) {
+            let from = if inode == start.0 { start.1 } else { Sector(0) };
+            let to = if inode == end.0 { end.1 } else { Sector::MAX };
+            space.writer.scan(from, to, &mut |e| {
+                count += usize::from(self.is_fresh(&e));
+                count <= most
+            });
+        }
+        count
+    }
+
+    /// Does what was asked for, if it still makes sense.
+    pub(super) async fn do_job(&self, job: Job) -> Result<(), Stopped> {
+        match job {
+            Job::Shrink => {
+                self.shrink_root();
+                Ok(())
+            }
+            Job::Join(ids) if !self.are_neighbours(&ids) => Ok(()),
+            Job::Join(ids) => {
+                let leaves = self.nodes.borrow().get(ids[0]).level == 0;
+                if leaves {
+                    self.join_leaves(ids).await
+                } else {
+                    self.join_inner(ids).await
+                }
+            }
+        }
+    }
+
+    /// Whether they are all there, in order, next to each other, under one parent.
+    fn are_neighbours(&self, ids: &[NodeId]) -> bool {
+        let nodes = self.nodes.borrow();
+        let Some(first) = ids.first().and_then(|&id| nodes.find(id)) else {
+            return false;
+        };
+        let mut end = first.start;
+        ids.iter().all(|&id| {
+            let next = nodes.find(id).filter(|node| {
+                node.start == end && node.parent == first.parent && node.level == first.level
+            });
+            end = next.map_or(end, |node| node.end);
+            next.is_some()
+        }) && (ids.len() == 1 || first.parent.is_some())
+    }
+
+    /// Writes leaves anew, all that is live in their ranges, as one or as many as it takes.
+    pub(super) async fn join_leaves(&self, ids: Vec<NodeId>) -> Result<(), Stopped> {
+        let (start, end, parent) = {
+            let nodes = self.nodes.borrow();
+            let (first, last) = (nodes.get(ids[0]), nodes.get(ids[ids.len() - 1]));
+            (first.start, last.end, first.parent)
+        };
+        let parts = loop {
+            let parts = split(self.keys_of_range(start, end), self.fill_bytes());
+            if ids.len() > 1 && parts.len() >= ids.len() {
+                // They have filled up since.
+                return Ok(());
+            }
+            let need = parts.len() + self.nodes_above(parent, ids.len(), parts.len());
+            let level = self.journal.roots().level;
+            assert!(
+                parts.len() > PARTS_MAX || need <= step_nodes(level),
+                "a step takes {need} nodes at depth {level}"
+            );
+            // Planned anew after a wait: what is in the map then must all be in the keys.
+            if self.take_buckets(need).await? {
+                break parts;
+            }
+        };
+        let done = self.replace_leaves(ids, (start, end), parent, parts).await;
+        self.leave_buckets();
+        done
+    }
+
+    async fn replace_leaves(
+        &self,
+        ids: Vec<NodeId>,
+        (start, end): (Pos, Pos),
+        parent: Option<NodeId>,
+        parts: Vec<Vec<Key>>,
+    ) -> Result<(), Stopped> {
+        let pins: Vec<JournalSeq> = {
+            let mut nodes = self.nodes.borrow_mut();
+            let pins = ids.iter().filter_map(|&id| nodes.take_pending(id).1);
+            let pins = pins.collect();
+            self.alloc.set_node_debt(nodes.debt());
+            pins
+        };
+        let new = self.write_new(0, start, end, parts).await?;
+        self.replace(parent, ids.clone(), &new).await?;
+        self.swap_leaves(&ids, &new);
+        self.deferred.borrow_mut().pins.extend(pins);
+        Ok(())
+    }
+
+    async fn join_inner(&self, ids: Vec<NodeId>) -> Result<(), Stopped> {
+        loop {
+            let (keys, parent) = {
+                let nodes = self.nodes.borrow();
+                let keys: usize = ids.iter().map(|&id| nodes.get(id).children.len()).sum();
+                (keys, nodes.get(ids[0]).parent)
+            };
+            let parts = (keys * MAX_BYTES).div_ceil(self.fill_bytes());
+            if parts >= ids.len() {
+                return Ok(());
+            }
+            let need = parts + self.nodes_above(parent, ids.len(), parts);
+            if self.take_buckets(need).await? {
+                break;
+            }
+        }
+        let done = self.rewrite_inner(ids).await;
+        self.leave_buckets();
+        done
+    }
+
+    /// Makes the only child of the root the root, level by level.
+    fn shrink_root(&self) {
+        loop {
+            let mut nodes = self.nodes.borrow_mut();
+            let Some(root) = nodes.root() else { return };
+            let only = match nodes.get(root).children.values().collect::<Vec<_>>()[..] {
+                [&only] => only,
+                _ => return,
+            };
+            let old = nodes.remove(root);
+            nodes.get_mut(only).parent = None;
+            let (key, level) = (nodes.get(only).key(), nodes.get(only).level);
+            drop(nodes);
+            self.journal.set_roots(|r| (r.root, r.level) = (key, level));
+            let mut deferred = self.deferred.borrow_mut();
+            deferred.root_changed = true;
+            let generation = old.ptr.generation().next();
+            deferred.buckets.push((old.bucket, generation));
+        }
+    }
+}
