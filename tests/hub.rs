@@ -20,6 +20,7 @@ use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::set::error::SetError;
 use spdk_bcache::set::host::{Host, OpenError};
 use spdk_bcache::set::hub::Hub;
+use spdk_bcache::sim::check::offline;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
 use spdk_bcache::sim::host::SimHost;
 use spdk_bcache::sim::sched::Sched;
@@ -315,6 +316,7 @@ fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
             medium.kill(&rng);
             medium.cut_power(&rng);
         }
+        offline(&fast, &[Some(slow.clone())]).expect("nothing wrong on the devices");
         let machine = Machine::new(&[&fast, &slow]);
         machine.register("fast").expect("the set");
         machine.register("slow").expect("the volume");
