@@ -190,16 +190,7 @@ const OF_THE_JOURNAL: &[Corruption] = &[
         Kind::JournalTwice,
         |l| {
             let (at, _) = l.reader.entries[&l.reader.newest.seq.0];
-            let oldest = l.reader.newest.last_seq.0;
-            let needed = l
-                .reader
-                .entries
-                .range(oldest..)
-                .map(|(_, e)| e.0 / l.bucket_bytes());
-            let needed: BTreeSet<usize> = needed.collect();
-            let mut buckets = l.reader.cache.journal_buckets.iter().map(|b| b.index());
-            let old = buckets.find(|b| !needed.contains(b));
-            let to = old.expect("a journal bucket that is not needed") * l.bucket_bytes();
+            let to = l.old_journal_bucket().index() * l.bucket_bytes();
             l.golden.cache.copy_within(at..at + 4096, to);
         },
     ),

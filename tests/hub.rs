@@ -15,6 +15,7 @@ use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
 use spdk_bcache::rng::Rng;
 use spdk_bcache::rpc;
 use spdk_bcache::set::error::SetError;
+use spdk_bcache::sim::check::offline;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
 use spdk_bcache::units::Sector;
 
@@ -140,6 +141,7 @@ fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
             medium.kill(&rng);
             medium.cut_power(&rng);
         }
+        offline(&fast, &[Some(slow.clone())]).expect("nothing wrong on the devices");
         let machine = Machine::new(&[&fast, &slow]);
         machine.register("fast").expect("the set");
         machine.register("slow").expect("the volume");

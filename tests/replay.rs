@@ -99,7 +99,7 @@ impl Rig {
     /// The numbers of the entries that are needed.
     fn seqs(&self) -> Vec<u64> {
         let replay = self.read().unwrap_or_else(|e| panic!("{e}"));
-        replay.entries.iter().map(|e| e.seq.0).collect()
+        replay.entries.iter().map(|e| e.entry.seq.0).collect()
     }
 
     fn gap(&self) -> (u64, u64, u64) {
@@ -108,6 +108,7 @@ impl Rig {
                 missing,
                 first,
                 newest,
+                ..
             }) => (missing.0, first.0, newest.0),
             Err(other) => panic!("{other}"),
             Ok(_) => panic!("no gap"),
@@ -132,7 +133,7 @@ fn the_needed_entries_come_in_order_and_older_ones_not_at_all() {
     rig.put(0, next, 3, 2, 0);
     assert_eq!(rig.seqs(), [2, 3]);
     let replay = rig.read().unwrap();
-    assert_eq!(replay.entries[0].keys.len(), 3);
+    assert_eq!(replay.entries[0].entry.keys.len(), 3);
     assert_eq!(replay.ring.durable_last, JournalSeq(2));
 }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Alloc, Use};
 use crate::disk::{Disk, IoError, Stopped};
-use crate::format::prio::{PrioError, PrioSet, parse, per_bucket};
+use crate::format::prio::{AT_NEXT, PrioError, PrioSet, parse, per_bucket};
 use crate::journal::Shape;
 use crate::limits::{BTREE_PRIO, INITIAL_PRIO, meta_bucket_bytes};
 use crate::task::join_all;
@@ -17,11 +17,15 @@ pub enum PrioReadError {
     OutOfRange {
         /// What it names.
         bucket: u64,
+        /// Where it stands that says so; `None` for the journal.
+        named_in: Option<BucketNr>,
     },
     /// The chain comes back to a bucket.
     Cycle {
         /// Which one.
         bucket: BucketNr,
+        /// Where it stands that says so; `None` for the journal.
+        named_in: Option<BucketNr>,
     },
     /// The device failed.
     Io(BucketNr, IoError),
@@ -29,18 +33,27 @@ pub enum PrioReadError {
     Damaged(BucketNr, PrioError),
 }
 
+/// Who names the next bucket of a chain.
+fn place(named_in: Option<BucketNr>) -> String {
+    match named_in {
+        Some(bucket) => format!("bucket {bucket} says so at byte {AT_NEXT}"),
+        None => "the journal says so".to_string(),
+    }
+}
+
 impl std::fmt::Display for PrioReadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OutOfRange { bucket } => {
-                write!(
-                    f,
-                    "the priorities are said to be in bucket {bucket}, which cannot be"
-                )
-            }
-            Self::Cycle { bucket } => {
-                write!(f, "the chain of priorities comes back to bucket {bucket}")
-            }
+            Self::OutOfRange { bucket, named_in } => write!(
+                f,
+                "the priorities are said to be in bucket {bucket}, which cannot be ({})",
+                place(*named_in)
+            ),
+            Self::Cycle { bucket, named_in } => write!(
+                f,
+                "the chain of priorities comes back to bucket {bucket} ({})",
+                place(*named_in)
+            ),
             Self::Io(bucket, error) => {
                 write!(
                     f,
@@ -48,7 +61,10 @@ impl std::fmt::Display for PrioReadError {
                 )
             }
             Self::Damaged(bucket, error) => {
-                write!(f, "the priorities in bucket {bucket} are damaged: {error}")
+                write!(
+                    f,
+                    "the priorities in bucket {bucket} (byte 0) are damaged: {error}"
+                )
             }
         }
     }
@@ -67,11 +83,17 @@ pub struct Prios {
     pub seq: u64,
 }
 
-/// Reads the chain that starts at bucket `first`.
+/// Reads the chain that starts at bucket `first`. All of it stands from bucket `data_start` on,
+/// behind the journal.
 ///
 /// # Errors
 /// See [`PrioReadError`].
-pub async fn read(disk: &Rc<dyn Disk>, shape: &Shape, first: u64) -> Result<Prios, PrioReadError> {
+pub async fn read(
+    disk: &Rc<dyn Disk>,
+    shape: &Shape,
+    first: u64,
+    data_start: BucketNr,
+) -> Result<Prios, PrioReadError> {
     let nbuckets = shape.geometry.nbuckets as usize;
     let mut prios = Prios {
         entries: Vec::new(),
@@ -80,12 +102,14 @@ pub async fn read(disk: &Rc<dyn Disk>, shape: &Shape, first: u64) -> Result<Prio
     };
     let mut next = first;
     while prios.entries.len() < nbuckets {
-        if next < u64::from(shape.geometry.first_bucket.0) || next >= shape.geometry.nbuckets {
-            return Err(PrioReadError::OutOfRange { bucket: next });
+        let named_in = prios.places.last().copied();
+        if next < u64::from(data_start.0) || next >= shape.geometry.nbuckets {
+            let bucket = next;
+            return Err(PrioReadError::OutOfRange { bucket, named_in });
         }
         let bucket = BucketNr(next as u32);
         if prios.places.contains(&bucket) {
-            return Err(PrioReadError::Cycle { bucket });
+            return Err(PrioReadError::Cycle { bucket, named_in });
         }
         let buf = disk.alloc(meta_bucket_bytes(shape.geometry.bucket_sectors));
         let (buf, done) = disk.read(shape.sector_of(bucket), buf).await;

@@ -212,7 +212,7 @@ impl Alloc {
                 }
             }
         }
-        self.prio_seq.set(self.prio_seq.get() + 1);
+        self.prio_seq.set(self.prio_seq.get().wrapping_add(1));
         self.write_prio_chain(&places).await?;
         self.journal.set_roots(|r| r.prio_bucket = places[0]);
         self.journal.commit_roots().await?;

@@ -15,11 +15,11 @@ use super::nodes::{Node, NodeId};
 use super::{Pos, Space, Tree, extent_of};
 use crate::alloc::Use;
 use crate::disk::{BufFuture, IoError};
-use crate::format::bset::{BsetError, node_read};
+use crate::format::bset::{BsetError, byte_of_part, each_key, node_read};
 use crate::format::key::{Key, KeyError, Ptr};
 use crate::format::merge::{merge, merge_inner};
 use crate::index::{Bulk, Domain, Extent, Writer};
-use crate::limits::{MAX_INODE, MAX_KEY_OFFSET};
+use crate::limits::MAX_KEY_OFFSET;
 use crate::task::yield_now;
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
@@ -29,6 +29,21 @@ const AT_ONCE: usize = 16;
 /// Extents that are counted in one step.
 const COUNT_EXTENTS: usize = 8192;
 
+/// A place in a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InNode {
+    /// The node's bucket.
+    pub bucket: BucketNr,
+    /// Bytes from its start.
+    pub byte: u32,
+}
+
+impl fmt::Display for InNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bucket {} (byte {})", self.bucket, self.byte)
+    }
+}
+
 /// Why a tree cannot be loaded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LoadError {
@@ -37,13 +52,13 @@ pub enum LoadError {
     /// A node is damaged.
     Node(BucketNr, BsetError),
     /// The root's key, or a child's, names nothing that can be a node.
-    Child(KeyError),
+    Child(Option<InNode>, KeyError),
     /// An extent's key cannot be.
-    Extent(BucketNr, KeyError),
+    Extent(InNode, KeyError),
     /// A node's bucket belongs to something else, or to another node too.
     TakenTwice(BucketNr),
-    /// A node holds keys outside of its range, or children that do not cover it.
-    Range(BucketNr),
+    /// A node holds a key outside of its range, or children that do not cover it.
+    Range(InNode),
     /// An extent lies in a bucket of the set's own structures.
     DataInMeta {
         /// Of the extent.
@@ -72,12 +87,12 @@ impl fmt::Display for LoadError {
             Self::Node(bucket, error) => {
                 write!(f, "the btree node in bucket {bucket} is damaged: {error}")
             }
-            Self::Child(error) => write!(f, "a key that should name a btree node: {error}"),
-            Self::Extent(bucket, error) => {
-                write!(
-                    f,
-                    "the btree node in bucket {bucket} has a bad extent: {error}"
-                )
+            Self::Child(None, error) => write!(f, "the journal names a bad btree root: {error}"),
+            Self::Child(Some(place), error) => {
+                write!(f, "the btree node in {place} names a bad child: {error}")
+            }
+            Self::Extent(place, error) => {
+                write!(f, "the btree node in {place} has a bad extent: {error}")
             }
             Self::TakenTwice(bucket) => {
                 write!(
@@ -85,9 +100,9 @@ impl fmt::Display for LoadError {
                     "bucket {bucket} is named as a btree node but serves for another"
                 )
             }
-            Self::Range(bucket) => write!(
+            Self::Range(place) => write!(
                 f,
-                "the btree node in bucket {bucket} does not cover the range it stands for"
+                "the btree node in {place} does not keep to the range it stands for"
             ),
             Self::DataInMeta { inode, bucket } => write!(
                 f,
@@ -123,8 +138,9 @@ struct Flying {
 }
 
 /// The maps in the making: extents come in order of their volumes.
-#[derive(Default)]
 struct Maps {
+    /// Keys are of the first so many volumes.
+    volumes: u32,
     open: Option<(Inode, Bulk)>,
     done: Vec<(Inode, Writer)>,
 }
@@ -147,12 +163,17 @@ impl Maps {
 }
 
 impl Tree {
-    /// Reads the tree under `root`, which is `level` above the leaves.
+    /// Reads the tree under `root`, which is `level` above the leaves. Keys are of the first
+    /// `volumes` volumes.
     ///
     /// # Errors
     /// The first thing that is wrong; see [`LoadError`]. Nothing is written.
-    pub(crate) async fn load(&self, root: Key, level: u16) -> Result<(), LoadError> {
-        let mut maps = Maps::default();
+    pub(crate) async fn load(&self, root: Key, level: u16, volumes: u32) -> Result<(), LoadError> {
+        let mut maps = Maps {
+            volumes,
+            open: None,
+            done: Vec::new(),
+        };
         let mut wants = vec![Want {
             key: root,
             level,
@@ -197,8 +218,9 @@ impl Tree {
     fn start_read(&self, want: Want) -> Result<Flying, LoadError> {
         want.key
             .check_child(&self.shape.geometry)
-            .map_err(LoadError::Child)?;
-        let ptr = want.key.ptr.ok_or(LoadError::Child(KeyError::NotAChild))?;
+            .map_err(|e| LoadError::Child(None, e))?;
+        let not_a_child = LoadError::Child(None, KeyError::NotAChild);
+        let ptr = want.key.ptr.ok_or(not_a_child)?;
         let bucket = self.shape.bucket_of(ptr.sector());
         if self.alloc.state(bucket) != Use::Data {
             return Err(LoadError::TakenTwice(bucket));
@@ -224,8 +246,10 @@ impl Tree {
         self.alloc.note_pointer(bucket, ptr.generation());
     }
 
-    pub(crate) fn meet_key(&self, key: &Key) -> Result<(), KeyError> {
+    /// Checks a key of a leaf or of the journal, and meets its pointer.
+    pub(crate) fn meet_key(&self, key: &Key, volumes: u32) -> Result<(), KeyError> {
         key.check_extent(&self.shape.geometry)?;
+        key.check_volume(volumes)?;
         // The index has no position for the very last sector, which no device has.
         if key.end.0 >= MAX_KEY_OFFSET {
             return Err(KeyError::EndTooFar { end: key.end.0 });
@@ -255,7 +279,7 @@ impl Tree {
         node.parent = want.parent;
         node.written_keys = image.sets.iter().map(|set| set.len() as u32).sum();
         if want.level == 0 {
-            self.take_in_extents(&node, merge(&image.sets), maps)?;
+            self.take_in_extents(&node, &image.sets, maps)?;
         }
         let id = {
             let mut nodes = self.nodes.borrow_mut();
@@ -297,8 +321,12 @@ impl Tree {
         for key in &inner.children {
             let end = key.position();
             if end <= start || end > want.end {
-                return Err(LoadError::Range(bucket));
+                return Err(LoadError::Range(self.place_of(bucket, sets, key)));
             }
+            // The root's key has been checked by who reads it, a child's is checked while it is
+            // known where it stands.
+            key.check_child(&self.shape.geometry)
+                .map_err(|e| LoadError::Child(Some(self.place_of(bucket, sets, key)), e))?;
             wants.push(Want {
                 key: *key,
                 level: want.level - 1,
@@ -309,7 +337,7 @@ impl Tree {
             start = end;
         }
         if start != want.end {
-            return Err(LoadError::Range(bucket));
+            return Err(LoadError::Range(InNode { bucket, byte: 0 }));
         }
         Ok(wants)
     }
@@ -317,15 +345,22 @@ impl Tree {
     fn take_in_extents(
         &self,
         node: &Node,
-        keys: Vec<Key>,
+        sets: &[Vec<Key>],
         maps: &mut Maps,
     ) -> Result<(), LoadError> {
-        let bad = |e| LoadError::Extent(node.bucket, e);
-        for key in keys {
-            self.meet_key(&key).map_err(bad)?;
+        let place = |key: &Key| {
+            let byte = byte_of_part(sets, self.shape.geometry.block_sectors, key);
+            InNode {
+                bucket: node.bucket,
+                byte: byte.unwrap_or(0),
+            }
+        };
+        for key in merge(sets) {
+            self.meet_key(&key, maps.volumes)
+                .map_err(|e| LoadError::Extent(place(&key), e))?;
             let starts_inside = (key.inode, key.start()) >= node.start;
-            if key.position() > node.end || !starts_inside || key.inode.0 > MAX_INODE {
-                return Err(LoadError::Range(node.bucket));
+            if key.position() > node.end || !starts_inside {
+                return Err(LoadError::Range(place(&key)));
             }
             if let Some(ptr) = key.data().filter(|_| key.size_sectors > 0) {
                 maps.push(&self.domain, key.inode, extent_of(&key, ptr));
@@ -381,5 +416,16 @@ impl Tree {
             Some(bad) => Err(bad),
             None => Ok(next),
         }
+    }
+
+    /// Where a child's key stands: looked for only when something is wrong with it.
+    fn place_of(&self, bucket: BucketNr, sets: &[Vec<Key>], wanted: &Key) -> InNode {
+        let mut place = InNode { bucket, byte: 0 };
+        each_key(sets, self.shape.geometry.block_sectors, |at, _, key| {
+            if key == wanted {
+                place.byte = at;
+            }
+        });
+        place
     }
 }

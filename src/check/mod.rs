@@ -235,6 +235,7 @@ fn kind_of_super(error: &SuperError) -> Kind {
         | BadDataOffset { .. } => Kind::SuperGeometry,
         TooManyJournalBuckets { .. }
         | TooFewJournalBuckets { .. }
+        | NoJournal
         | JournalNotConsecutive { .. }
         | JournalBeyondEnd => Kind::SuperJournal,
         DeviceTooSmall { .. } => Kind::DeviceTooSmall,
@@ -346,9 +347,11 @@ impl Check<'_> {
 fn kind_of_extent(error: &KeyError) -> Kind {
     match error {
         KeyError::StartsBeforeZero => Kind::KeyStart,
+        KeyError::EndTooFar { .. } => Kind::KeyBeyond,
         KeyError::ForeignDevice { .. } => Kind::PointerDevice,
         KeyError::OutsideBuckets { .. } => Kind::PointerOutside,
         KeyError::CrossesBucket { .. } => Kind::PointerCrosses,
+        KeyError::NoVolume { .. } => Kind::KeyVolume,
         _ => Kind::NodeKey,
     }
 }

@@ -12,6 +12,9 @@ use crate::units::{BucketNr, Gen};
 /// Memory for maps of sectors in use. Buckets beyond that are only counted, not mapped.
 pub const MAPS_MAX_BYTES: usize = 256 << 20;
 
+/// What a map takes besides its bits, in the table and on the heap.
+const MAP_OVERHEAD_BYTES: usize = 64;
+
 /// What a bucket can be used for; a bit each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Use {
@@ -132,7 +135,7 @@ impl Space {
 
     /// Notes sectors of a bucket; true when some of them were noted before.
     fn occupy(&mut self, bucket: BucketNr, within: u32, sectors: u32) -> bool {
-        let bytes = self.map_words * 8;
+        let bytes = self.map_words * 8 + MAP_OVERHEAD_BYTES;
         if !self.maps.contains_key(&bucket.0) && self.maps_bytes + bytes > MAPS_MAX_BYTES {
             return false;
         }
@@ -345,7 +348,7 @@ impl Check<'_> {
                 self.space.nodes_expected, buckets.metadata
             ));
         }
-        if self.space.maps_bytes + self.space.map_words * 8 > MAPS_MAX_BYTES {
+        if self.space.maps_bytes + self.space.map_words * 8 + MAP_OVERHEAD_BYTES > MAPS_MAX_BYTES {
             self.report.note(format!(
                 "only {} buckets were checked for sectors that two extents name, for want of memory",
                 self.space.maps.len()

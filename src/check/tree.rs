@@ -8,9 +8,9 @@ use super::journal::Journal;
 use super::report::Kind;
 use super::space::{Age, Use};
 use super::{Cache, CannotCheck, Check, describe, kind_of_extent, read};
-use crate::format::bset::{BsetError, HEADER_BYTES, NodeImage, node_salvage, set_blocks};
+use crate::format::bset::{BsetError, NodeImage, byte_of_part, each_key, node_salvage};
 use crate::format::jset::MAX_LEVEL;
-use crate::format::key::{Key, encoded_bytes};
+use crate::format::key::Key;
 use crate::format::merge::{merge, merge_inner, merge_keeping_deletions, overlay};
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
@@ -45,20 +45,6 @@ pub(super) fn read_node(
     let bytes = read(cache.source, ptr.sector().bytes(), bytes)?;
     let block_sectors = cache.geometry.block_sectors;
     Ok(node_salvage(&bytes, cache.set_magic, ptr, block_sectors))
-}
-
-/// Calls `f` for every key of a node's runs: where it begins in the node, which run it is of.
-pub(super) fn each_key(sets: &[Vec<Key>], block_sectors: u32, mut f: impl FnMut(u64, usize, &Key)) {
-    let block_bytes = u64::from(block_sectors) * SECTOR_BYTES as u64;
-    let mut set_at = 0;
-    for (i, set) in sets.iter().enumerate() {
-        let mut at = set_at + HEADER_BYTES as u64;
-        for key in set {
-            f(at, i, key);
-            at += key.encoded_bytes() as u64;
-        }
-        set_at += u64::from(set_blocks(encoded_bytes(set), block_sectors)) * block_bytes;
-    }
 }
 
 /// The kind of finding that damage of a node is, and where in the node.
@@ -110,18 +96,9 @@ impl Check<'_> {
     pub(super) fn find_key(&mut self, kind: Kind, key: &Key, text: String) {
         let mut byte = None;
         if self.report.keeps(kind) {
-            let is_it = |other: &Key| {
-                other.inode == key.inode
-                    && other.start() <= key.start()
-                    && other.end >= key.end
-                    && other.cut_front(key.start()).ptr == key.ptr
-            };
             let block_sectors = self.cache.geometry.block_sectors;
-            each_key(&self.leaf.sets, block_sectors, |at, _, other| {
-                if is_it(other) {
-                    byte = Some(self.leaf.byte + at);
-                }
-            });
+            let at = byte_of_part(&self.leaf.sets, block_sectors, key);
+            byte = at.map(|at| self.leaf.byte + u64::from(at));
         }
         match byte {
             Some(byte) => self.find(kind, byte, text),
@@ -253,7 +230,7 @@ impl Check<'_> {
         let geometry = self.cache.geometry;
         let mut raw = Vec::new();
         each_key(&sets, geometry.block_sectors, |byte, set, key| {
-            raw.push((at + byte, set, *key));
+            raw.push((at + u64::from(byte), set, *key));
         });
         let mut good = vec![Vec::new(); sets.len()];
         for &(byte, set, key) in &raw {
@@ -313,7 +290,7 @@ impl Check<'_> {
             &sets,
             self.cache.geometry.block_sectors,
             |byte, set, key| {
-                raw.push((at + byte, set, *key));
+                raw.push((at + u64::from(byte), set, *key));
             },
         );
         let mut good: Vec<Vec<Key>> = vec![Vec::new(); sets.len()];

@@ -266,6 +266,38 @@ fn decode_keys(bytes: &[u8], at: u32) -> Result<Vec<Key>, BsetError> {
     Ok(keys)
 }
 
+/// Calls `f` for every key of a node's runs: the byte where it begins, from the start of the node,
+/// and which run it is of.
+pub fn each_key(sets: &[Vec<Key>], block_sectors: u32, mut f: impl FnMut(u32, usize, &Key)) {
+    let block_bytes = block_sectors * SECTOR_BYTES as u32;
+    let mut set_at = 0;
+    for (i, set) in sets.iter().enumerate() {
+        let mut at = set_at + HEADER_BYTES as u32;
+        for key in set {
+            f(at, i, key);
+            at += key.encoded_bytes() as u32;
+        }
+        set_at += set_blocks(key::encoded_bytes(set), block_sectors) * block_bytes;
+    }
+}
+
+/// Where the key begins, from the start of the node, of which `part` is all or a part.
+pub fn byte_of_part(sets: &[Vec<Key>], block_sectors: u32, part: &Key) -> Option<u32> {
+    let is_it = |key: &Key| {
+        key.inode == part.inode
+            && key.start() <= part.start()
+            && key.end >= part.end
+            && key.cut_front(part.start()).ptr == part.ptr
+    };
+    let mut found = None;
+    each_key(sets, block_sectors, |at, _, key| {
+        if is_it(key) {
+            found = Some(at);
+        }
+    });
+    found
+}
+
 /// Writes the right checksum over the run at the start of `bytes`, as long as its header says or
 /// as there are bytes: for who changes a node by hand.
 pub fn reseal(bytes: &mut [u8], ptr: Ptr) {
@@ -480,6 +512,18 @@ mod tests {
             error,
             Some(BsetError::BadChecksum { byte: 1024, .. })
         ));
+    }
+
+    #[test]
+    fn keys_are_found_where_they_stand() {
+        let node = read(&node()).unwrap();
+        let mut places = Vec::new();
+        each_key(&node.sets, 1, |at, set, _| places.push((at, set)));
+        assert_eq!(places.len(), 31);
+        assert_eq!((places[1], places[30]), ((32 + 24, 0), (1024 + 32, 1)));
+        let half = extent(16).cut_front(Sector(14));
+        assert_eq!(byte_of_part(&node.sets, 1, &half), Some(32 + 24));
+        assert_eq!(byte_of_part(&node.sets, 1, &extent(7)), None);
     }
 
     #[test]

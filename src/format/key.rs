@@ -158,6 +158,13 @@ pub enum KeyError {
         /// The length.
         size_sectors: u32,
     },
+    /// Its volume is beyond the uuid table.
+    NoVolume {
+        /// The volume.
+        inode: u32,
+        /// Entries of the table.
+        volumes: u32,
+    },
     /// A child of an inner node that has no pointer, no size, or is marked dirty.
     NotAChild,
     /// A child that is longer than any node is.
@@ -201,6 +208,9 @@ impl fmt::Display for KeyError {
                 f,
                 "key of {size_sectors} sectors at sector {sector} crosses the end of its bucket"
             ),
+            KeyError::NoVolume { inode, volumes } => {
+                write!(f, "key of volume {inode}, but there are {volumes} at most")
+            }
             KeyError::NotAChild => {
                 f.write_str("key of a child node without pointer or size, or marked dirty")
             }
@@ -321,9 +331,26 @@ impl Key {
         if u64::from(self.size_sectors) > self.end.0 {
             return Err(KeyError::StartsBeforeZero);
         }
+        // The place above all keys is the root's; no volume reaches so far.
+        if self.size_sectors != 0 && self.end.0 >= MAX_KEY_OFFSET {
+            return Err(KeyError::EndTooFar { end: self.end.0 });
+        }
         match self.data() {
             Some(ptr) => self.check_within_bucket(ptr, geometry),
             None => Ok(()),
+        }
+    }
+
+    /// Whether it is of one of the volumes that the uuid table has room for. Without that bound, keys
+    /// of ever other volumes would take a table each in memory.
+    ///
+    /// # Errors
+    /// [`KeyError::NoVolume`].
+    pub fn check_volume(&self, volumes: u32) -> Result<(), KeyError> {
+        let inode = self.inode.0;
+        match inode < volumes {
+            true => Ok(()),
+            false => Err(KeyError::NoVolume { inode, volumes }),
         }
     }
 
@@ -547,6 +574,9 @@ mod tests {
             size_sectors: 64,
         };
         assert_eq!(extent(100, 64, 65).check_extent(&GEOMETRY), Err(crossing));
+        let last = extent(MAX_KEY_OFFSET, 64, 64).check_extent(&GEOMETRY);
+        let end = MAX_KEY_OFFSET;
+        assert_eq!(last, Err(KeyError::EndTooFar { end }));
         let outside = |sector| Err(KeyError::OutsideBuckets { sector });
         assert_eq!(extent(100, 8, 63).check_extent(&GEOMETRY), outside(63));
         assert_eq!(extent(100, 8, 8192).check_extent(&GEOMETRY), outside(8192));

@@ -13,10 +13,14 @@ use std::rc::Rc;
 use super::Shape;
 use super::ring::{Ring, Slot};
 use crate::disk::{Disk, IoError};
-use crate::format::jset::{Jset, JsetError, parse};
+use crate::format::jset::{HEADER_BYTES, Jset, JsetError, parse};
+use crate::format::key::Key;
 use crate::limits::MAX_JSET_BYTES;
 use crate::task::join_all;
-use crate::units::{BucketNr, JournalSeq};
+use crate::units::{BucketNr, JournalSeq, SECTOR_BYTES};
+
+/// Bytes of a journal bucket that are read at once, so that large buckets take no more memory.
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// Why a journal cannot be replayed.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ pub enum ReplayError {
         first: JournalSeq,
         /// The newest.
         newest: JournalSeq,
+        /// The bucket of the entry that stands in its place, and where that begins, in bytes from
+        /// the bucket's start.
+        found: (BucketNr, usize),
     },
 }
 
@@ -47,10 +54,12 @@ impl fmt::Display for ReplayError {
                 missing,
                 first,
                 newest,
+                found: (bucket, byte),
             } => write!(
                 f,
-                "journal entry {} is missing (entries {} to {} are needed): the set would open \
-                 with old data, so it is not opened",
+                "journal entry {} is missing (entries {} to {} are needed; a later one stands in \
+                 bucket {bucket} at byte {byte}): the set would open with old data, so it is not \
+                 opened",
                 missing.0, first.0, newest.0
             ),
         }
@@ -59,10 +68,32 @@ impl fmt::Display for ReplayError {
 
 impl std::error::Error for ReplayError {}
 
+/// A journal entry where it stands.
+pub struct Placed {
+    /// The entry.
+    pub entry: Jset,
+    /// Its bucket.
+    pub bucket: BucketNr,
+    /// Where it begins, in bytes from the bucket's start.
+    pub byte: usize,
+}
+
+impl Placed {
+    /// Its keys, each with where it begins, in bytes from the bucket's start.
+    pub fn keys(&self) -> impl Iterator<Item = (usize, &Key)> {
+        let mut at = self.byte + HEADER_BYTES;
+        self.entry.keys.iter().map(move |key| {
+            let byte = at;
+            at += key.encoded_bytes();
+            (byte, key)
+        })
+    }
+}
+
 /// What the journal says.
 pub struct Replay {
     /// The needed entries, oldest first, without a gap; the last is the newest.
-    pub entries: Vec<Jset>,
+    pub entries: Vec<Placed>,
     /// The ring, placed behind the newest entry.
     pub ring: Ring,
 }
@@ -71,7 +102,13 @@ struct Found {
     slot: usize,
     /// Blocks up to the end of the last whole entry.
     used_blocks: u32,
-    entries: Vec<Jset>,
+    entries: Vec<Placed>,
+}
+
+impl Found {
+    fn newest(&self) -> Option<JournalSeq> {
+        self.entries.last().map(|e| e.entry.seq)
+    }
 }
 
 /// Reads the journal in `buckets` (the superblock's list).
@@ -91,15 +128,14 @@ pub async fn read(
     let mut first_needed = JournalSeq(u64::MAX);
     for slot in order {
         let bucket = read_bucket(disk, shape, buckets[slot], slot).await?;
-        if found.is_empty() {
-            first_needed = match bucket.entries.last() {
-                Some(newest) => newest.last_seq,
-                None => continue,
-            };
+        let Some(oldest) = bucket.entries.first().map(|e| e.entry.seq) else {
+            continue;
+        };
+        if let (true, Some(newest)) = (found.is_empty(), bucket.entries.last()) {
+            first_needed = newest.entry.last_seq;
         }
-        let reaches = bucket.entries[0].seq <= first_needed;
         found.push(bucket);
-        if reaches {
+        if oldest <= first_needed {
             break;
         }
     }
@@ -107,9 +143,12 @@ pub async fn read(
         return Err(ReplayError::Empty);
     };
     let (current, used_blocks) = (newest.slot, newest.used_blocks);
+    if let Some(hidden) = hidden_newer(disk, shape, buckets, newest).await? {
+        return Err(hidden);
+    }
     let slots = slots(buckets, &heads, &found);
     found.reverse();
-    let entries: Vec<Jset> = found.into_iter().flat_map(|f| f.entries).collect();
+    let entries: Vec<Placed> = found.into_iter().flat_map(|f| f.entries).collect();
     let entries = needed(entries, first_needed)?;
     let geometry = &shape.geometry;
     let ring = Ring::new(
@@ -123,15 +162,34 @@ pub async fn read(
     Ok(Replay { entries, ring })
 }
 
+/// Newer entries behind a damaged one at the start of the next bucket. A head that was merely torn
+/// has none behind it: entries are written one after the other.
+async fn hidden_newer(
+    disk: &Rc<dyn Disk>,
+    shape: &Shape,
+    buckets: &[BucketNr],
+    newest: &Found,
+) -> Result<Option<ReplayError>, ReplayError> {
+    let next = (newest.slot + 1) % buckets.len();
+    let bucket = read_bucket(disk, shape, buckets[next], next).await?;
+    let known = newest.newest().unwrap_or_default();
+    let hidden = bucket.entries.iter().find(|e| e.entry.seq > known);
+    Ok(hidden.map(|hidden| ReplayError::Gap {
+        missing: known.next(),
+        first: known.next(),
+        newest: bucket.newest().unwrap_or_default(),
+        found: (hidden.bucket, hidden.byte),
+    }))
+}
+
 /// What is known of the newest entry of every bucket: exact for those read whole; of others the
 /// first entry's number, which is below what is needed as all of theirs are.
 fn slots(buckets: &[BucketNr], heads: &[Option<JournalSeq>], found: &[Found]) -> Vec<Slot> {
     let newest_of = |i: usize| {
         let whole = found.iter().find(|f| f.slot == i);
-        match whole.and_then(|f| f.entries.last()) {
-            Some(entry) => entry.seq,
-            None => heads[i].unwrap_or_default(),
-        }
+        whole
+            .and_then(Found::newest)
+            .unwrap_or(heads[i].unwrap_or_default())
     };
     let slot = |(i, &bucket)| Slot {
         bucket,
@@ -140,26 +198,24 @@ fn slots(buckets: &[BucketNr], heads: &[Option<JournalSeq>], found: &[Found]) ->
     buckets.iter().enumerate().map(slot).collect()
 }
 
-fn needed(entries: Vec<Jset>, first: JournalSeq) -> Result<Vec<Jset>, ReplayError> {
-    let newest = entries.last().map(|e| e.seq).unwrap_or_default();
-    let mut kept: Vec<Jset> = Vec::new();
+fn needed(entries: Vec<Placed>, first: JournalSeq) -> Result<Vec<Placed>, ReplayError> {
+    let newest = entries.last().map(|e| e.entry.seq).unwrap_or_default();
+    let mut kept: Vec<Placed> = Vec::new();
     let mut want = first;
-    for entry in entries {
-        if entry.seq < want {
+    for placed in entries {
+        if placed.entry.seq < want {
             continue;
         }
-        if entry.seq != want {
-            break;
+        if placed.entry.seq != want {
+            return Err(ReplayError::Gap {
+                missing: want,
+                first,
+                newest,
+                found: (placed.bucket, placed.byte),
+            });
         }
         want = want.next();
-        kept.push(entry);
-    }
-    if want <= newest {
-        return Err(ReplayError::Gap {
-            missing: want,
-            first,
-            newest,
-        });
+        kept.push(placed);
     }
     Ok(kept)
 }
@@ -191,31 +247,43 @@ async fn read_bucket(
     bucket: BucketNr,
     slot: usize,
 ) -> Result<Found, ReplayError> {
-    let buf = disk.alloc(shape.bucket_bytes());
-    let (buf, done) = disk.read(shape.sector_of(bucket), buf).await;
-    done.map_err(|e| ReplayError::Io(bucket, e))?;
     let mut found = Found {
         slot,
         used_blocks: 0,
         entries: Vec::new(),
     };
-    let (block_bytes, block_sectors) = (shape.block_bytes(), shape.geometry.block_sectors);
-    let mut block = 0;
-    while let Some(bytes) = buf.get(block * block_bytes..).filter(|b| !b.is_empty()) {
-        match parse(bytes, shape.set_magic, block_sectors) {
+    let (block_bytes, bucket_bytes) = (shape.block_bytes(), shape.bucket_bytes());
+    let mut window = (0, disk.alloc(0));
+    let mut at = 0;
+    while at < bucket_bytes {
+        let (from, buf) = &window;
+        if from + buf.len() < bucket_bytes.min(at + MAX_JSET_BYTES) {
+            let buf = disk.alloc(WINDOW_BYTES.min(bucket_bytes - at));
+            let sector = shape.sector_of(bucket) + (at / SECTOR_BYTES) as u64;
+            let (buf, done) = disk.read(sector, buf).await;
+            done.map_err(|e| ReplayError::Io(bucket, e))?;
+            window = (at, buf);
+        }
+        let (from, buf) = &window;
+        let bytes = &buf[at - from..];
+        match parse(bytes, shape.set_magic, shape.geometry.block_sectors) {
             // What is older than its predecessor is of an earlier round of the ring.
-            Ok((entry, blocks)) if found.entries.last().is_none_or(|e| entry.seq > e.seq) => {
-                found.entries.push(entry);
-                block += blocks as usize;
-                found.used_blocks = block as u32;
+            Ok((entry, blocks)) if found.newest().is_none_or(|seq| entry.seq > seq) => {
+                found.entries.push(Placed {
+                    entry,
+                    bucket,
+                    byte: at,
+                });
+                at += blocks as usize * block_bytes;
+                found.used_blocks = (at / block_bytes) as u32;
                 continue;
             }
             Ok(_) | Err(JsetError::NotAnEntry | JsetError::BadChecksum { .. }) => {}
-            Err(error) => log::warn!("journal bucket {bucket}, block {block}: {error}"),
+            Err(error) => log::warn!("journal bucket {bucket}, byte {at}: {error}"),
         }
         // A whole entry further on that is newer still would show that this one was not merely
         // torn: the gap is noticed by its number.
-        block += 1;
+        at += block_bytes;
     }
     Ok(found)
 }

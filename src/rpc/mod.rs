@@ -88,7 +88,12 @@ impl From<SetError> for RpcError {
             Io(..) | Stopped(_) => -EIO,
             Occupied(_) | NameTaken(_) => -EEXIST,
             NoSuper(_) | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
-            Super(..) | Journal(..) | JournalKey(..) | Prios(..) | NoUuids(_) | UuidKey(..)
+            Super(..)
+            | Journal(..)
+            | JournalKey { .. }
+            | Prios(..)
+            | NoUuids(_)
+            | UuidKey(..)
             | Tree(..) => -EILSEQ,
             CacheMissing { .. } | NotInSet { .. } => -ENODEV,
             NoRoom(_) | NoSpace(_) => -ENOSPC,

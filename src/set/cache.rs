@@ -25,7 +25,7 @@ use crate::format::uuids::{self, UuidEntry};
 use crate::gc;
 use crate::gc::moving::Mover;
 use crate::index::Domain;
-use crate::journal::replay::{self, Replay};
+use crate::journal::replay::{self, Placed, Replay};
 use crate::journal::ring::{Ring, Slot};
 use crate::journal::{Journal, Roots, Shape, Start};
 use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
@@ -233,9 +233,12 @@ impl CacheSet {
     /// Writes the superblock of a set whose metadata are durable. The list of journal buckets goes
     /// first, under the old header, so that no torn write can damage the header.
     async fn vouch(&self, old: &CacheSuper) -> Result<(), IoError> {
-        self.superblock.borrow_mut().set_sync(true);
-        self.superblock.borrow_mut().seq += 1;
-        let new = self.superblock.borrow().encode();
+        let new = {
+            let mut sb = self.superblock.borrow_mut();
+            sb.set_sync(true);
+            sb.seq = sb.seq.wrapping_add(1);
+            sb.encode()
+        };
         if old.journal_buckets.is_empty() {
             let mut step = new;
             let header = uuids_header_end();
@@ -255,11 +258,12 @@ impl CacheSet {
         let Replay { entries, ring } = replay::read(&disk, &engine.shape, &sb.journal_buckets)
             .await
             .map_err(|e| SetError::Journal(disk.name(), e))?;
-        let newest = entries.last().expect("a replay has entries").clone();
+        let newest = entries.last().expect("a replay has entries").entry.clone();
         let uuid_bucket = newest
             .uuid_bucket
             .ok_or_else(|| SetError::NoUuids(disk.name()))?;
-        let prios = prios::read(&disk, &engine.shape, newest.prio_bucket[0])
+        let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
+        let prios = prios::read(&disk, &engine.shape, newest.prio_bucket[0], data_start)
             .await
             .map_err(|e| SetError::Prios(disk.name(), e))?;
         for (bucket, &(prio, generation)) in prios.entries.iter().enumerate() {
@@ -280,16 +284,10 @@ impl CacheSet {
             pins_first: newest.last_seq,
             ring,
         };
-        let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
         let (journal, alloc, tree) = engine.build(start, data_start);
         alloc.adopt_prios(prios.places, prios.seq);
         let table = Self::read_uuids(&engine, &alloc, &uuid_bucket).await?;
-        let tree_error = |e| SetError::Tree(disk.name(), e);
-        tree.load(newest.root, newest.level)
-            .await
-            .map_err(tree_error)?;
-        Self::replay(&tree, &disk, &entries).await?;
-        tree.count_all().await.map_err(tree_error)?;
+        Self::load(&disk, &tree, &newest, &entries, table.len() as u32).await?;
         // After a crash that spared the device's own cache, what was read may not be durable. From
         // here on things are written that rely on it.
         disk.flush()
@@ -302,7 +300,7 @@ impl CacheSet {
         *set.uuids.borrow_mut() = table;
         set.spawn_all();
         let mut written = set.superblock.borrow().clone();
-        written.seq += 1;
+        written.seq = written.seq.wrapping_add(1);
         *set.superblock.borrow_mut() = written.clone();
         write_super(&set.disk, &written.encode())
             .await
@@ -310,17 +308,35 @@ impl CacheSet {
         Ok(set)
     }
 
-    /// Inserts what the journal says, an entry a step.
-    async fn replay(tree: &Tree, disk: &Rc<dyn Disk>, entries: &[Jset]) -> Result<(), SetError> {
-        for entry in entries {
-            for key in &entry.keys {
-                tree.meet_key(key)
-                    .map_err(|e| SetError::JournalKey(disk.name(), entry.seq, e))?;
-                tree.replay(key.inode, key, entry.seq);
+    /// Reads the tree, and puts over it what the journal brings. Keys are of the first `volumes`
+    /// volumes.
+    async fn load(
+        disk: &Rc<dyn Disk>,
+        tree: &Tree,
+        newest: &Jset,
+        entries: &[Placed],
+        volumes: u32,
+    ) -> Result<(), SetError> {
+        let tree_error = |e| SetError::Tree(disk.name(), e);
+        tree.load(newest.root, newest.level, volumes)
+            .await
+            .map_err(tree_error)?;
+        for placed in entries {
+            let seq = placed.entry.seq;
+            for (byte, key) in placed.keys() {
+                tree.meet_key(key, volumes)
+                    .map_err(|error| SetError::JournalKey {
+                        device: disk.name(),
+                        seq,
+                        bucket: placed.bucket,
+                        byte,
+                        error,
+                    })?;
+                tree.replay(key.inode, key, seq);
             }
             yield_now().await;
         }
-        Ok(())
+        tree.count_all().await.map_err(tree_error)
     }
 
     fn assemble(

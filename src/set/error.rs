@@ -10,7 +10,7 @@ use crate::disk::IoError;
 use crate::format::key::KeyError;
 use crate::format::superblock::SuperError;
 use crate::journal::replay::ReplayError;
-use crate::units::{JournalSeq, Uuid};
+use crate::units::{BucketNr, JournalSeq, Uuid};
 
 /// Why a set or volume cannot do what was asked.
 #[derive(Debug)]
@@ -54,7 +54,18 @@ pub enum SetError {
     /// The journal cannot be replayed.
     Journal(String, ReplayError),
     /// A key in the journal is bad.
-    JournalKey(String, JournalSeq, KeyError),
+    JournalKey {
+        /// The device.
+        device: String,
+        /// The entry.
+        seq: JournalSeq,
+        /// The bucket that it stands in.
+        bucket: BucketNr,
+        /// Where the key begins, from the start of the bucket.
+        byte: usize,
+        /// What is wrong with it.
+        error: KeyError,
+    },
     /// The priorities cannot be read.
     Prios(String, PrioReadError),
     /// The journal names no uuid table, or one that cannot be.
@@ -103,7 +114,7 @@ impl SetError {
             self,
             Super(..)
                 | Journal(..)
-                | JournalKey(..)
+                | JournalKey { .. }
                 | Prios(..)
                 | NoUuids(_)
                 | UuidKey(..)
@@ -124,7 +135,9 @@ impl fmt::Display for SetError {
                 f,
                 "{name} has no bcache superblock; bdev_bcache_create formats a blank device"
             ),
-            Super(name, error) => write!(f, "{name}: bad superblock: {error}"),
+            Super(name, error) => {
+                write!(f, "{name}: bad superblock (byte {}): {error}", error.byte())
+            }
             Occupied(name) => write!(
                 f,
                 "{name} holds other data (its first MiB is not zero, and it is no bcache device); \
@@ -162,9 +175,17 @@ impl fmt::Display for SetError {
                 device_sectors * 512
             ),
             Journal(name, error) => write!(f, "{name}: {error}"),
-            JournalKey(name, seq, error) => {
-                write!(f, "{name}: journal entry {} has a bad key: {error}", seq.0)
-            }
+            JournalKey {
+                device,
+                seq,
+                bucket,
+                byte,
+                error,
+            } => write!(
+                f,
+                "{device}: journal entry {} in bucket {bucket} has a bad key at byte {byte}: {error}",
+                seq.0
+            ),
             Prios(name, error) => write!(f, "{name}: {error}"),
             NoUuids(name) => write!(f, "{name}: the journal names no uuid table"),
             UuidKey(name, error) => write!(f, "{name}: the uuid table's place: {error}"),

@@ -15,6 +15,7 @@ use super::volume::{Backing, Link, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, Super};
 use crate::format::uuids::UuidEntry;
+use crate::limits::MAX_KEY_OFFSET;
 use crate::units::{Inode, Uuid};
 
 /// What a device turned out to be.
@@ -193,6 +194,15 @@ impl Hub {
     ) -> Result<String, SetError> {
         let name = format::name_of(&entry.label).unwrap_or_else(|| short_name(entry.uuid));
         self.check_name(&name)?;
+        let block = u64::from(set.superblock().block_sectors);
+        if entry.sectors < block || entry.sectors >= MAX_KEY_OFFSET {
+            return Err(SetError::Invalid(format!(
+                "{}: volume {} of the uuid table cannot have {} sectors",
+                set.disk.name(),
+                inode.0,
+                entry.sectors
+            )));
+        }
         let volume = Volume::new(name.clone(), entry.uuid, None);
         let mark: crate::request::owner::Mark = Box::new(|_| Box::pin(async { Ok(()) }));
         let owned = set.owner.add_volume(inode, None, true, mark);

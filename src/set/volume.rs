@@ -49,7 +49,7 @@ impl Backing {
         let _turn = self.turn.lock().await;
         let mut next = self.superblock();
         change(&mut next);
-        next.seq += 1;
+        next.seq = next.seq.wrapping_add(1);
         write_super(&self.disk, &next.encode()).await?;
         *self.superblock.borrow_mut() = next;
         Ok(())
@@ -69,7 +69,7 @@ impl Backing {
             set.journal.commit().await.map_err(|_| IoError::Gone)?;
             next.set_state(BackingState::Clean);
         }
-        next.seq += 1;
+        next.seq = next.seq.wrapping_add(1);
         write_super(&self.disk, &next.encode()).await?;
         *self.superblock.borrow_mut() = next;
         Ok(())

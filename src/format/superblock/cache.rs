@@ -174,6 +174,9 @@ impl CacheSuper {
             });
         }
         let listed = self.journal_buckets.len() as u64;
+        if listed == 0 && self.sync() {
+            return Err(SuperError::NoJournal);
+        }
         if listed > 0 && listed < MIN_JOURNAL_BUCKETS {
             return Err(SuperError::TooFewJournalBuckets { count: listed });
         }

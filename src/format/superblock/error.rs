@@ -87,6 +87,8 @@ pub enum SuperError {
         /// How many.
         count: u64,
     },
+    /// The metadata are said to be valid, but there is no journal.
+    NoJournal,
     /// A journal bucket is not the one that follows.
     JournalNotConsecutive {
         /// Its place in the list.
@@ -177,7 +179,7 @@ impl SuperError {
             BadBucketSize { .. } => AT_BUCKET_SIZE,
             TooFewBuckets { .. } | TooManyBuckets { .. } => AT_NBUCKETS,
             BadSetNumber { .. } | SeveralCaches { .. } => AT_NR_IN_SET,
-            TooManyJournalBuckets { .. } | TooFewJournalBuckets { .. } => AT_KEYS,
+            TooManyJournalBuckets { .. } | TooFewJournalBuckets { .. } | NoJournal => AT_KEYS,
             JournalNotConsecutive { index } => AT_JOURNAL + 8 * *index,
             JournalBeyondEnd => AT_KEYS,
             FirstBucketTooLow { .. } => AT_FIRST_BUCKET,
@@ -222,6 +224,9 @@ impl SuperError {
             TooFewJournalBuckets { count } => write!(
                 f,
                 "the journal has {count} bucket, at least {MIN_JOURNAL_BUCKETS} are needed"
+            ),
+            NoJournal => f.write_str(
+                "superblock says that the set has data, but lists no journal buckets to find them by",
             ),
             JournalNotConsecutive { index } => {
                 write!(
