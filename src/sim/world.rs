@@ -30,9 +30,10 @@ use crate::request::lane::Outcome;
 use crate::request::owner::{Mark, Volume};
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
-use crate::set::cache::{CacheSet, read_super, write_super};
+use crate::set::cache::{CacheSet, read_super};
 use crate::set::error::SetError;
-use crate::task::{Executor, Lock};
+use crate::set::volume::Backing;
+use crate::task::Executor;
 use crate::units::{Inode, Sector, Uuid};
 
 /// Where the data of a simulated backing device begin.
@@ -85,27 +86,6 @@ pub struct World {
     trace: bool,
     /// What the map held when the set was last stopped in good order.
     stopped_with: Option<Vec<(Inode, Extent)>>,
-}
-
-/// Makes a backing device's superblock say dirty or clean, one after the other.
-pub fn marker(disk: Rc<dyn Disk>) -> Mark {
-    let turn = Rc::new(Lock::default());
-    Box::new(move |dirty| {
-        let (disk, turn) = (disk.clone(), turn.clone());
-        Box::pin(async move {
-            let _turn = turn.lock().await;
-            let Ok(Super::Backing(mut sb)) = read_super(&disk).await else {
-                return Err(crate::disk::IoError::Failed);
-            };
-            let state = match dirty {
-                true => BackingState::Dirty,
-                false => BackingState::Clean,
-            };
-            sb.set_state(state);
-            sb.seq += 1;
-            write_super(&disk, &sb.encode()).await
-        })
-    })
 }
 
 impl World {
@@ -324,19 +304,22 @@ impl World {
                 let disk: Rc<dyn Disk> = disk;
                 let reading = {
                     let disk = disk.clone();
-                    async move { read_super(&disk).await }
+                    async move {
+                        // As the lifecycle does: what is relied on here must be durable.
+                        disk.flush()
+                            .await
+                            .map_err(|e| SetError::Io(disk.name(), e))?;
+                        read_super(&disk).await
+                    }
                 };
                 let Super::Backing(sb) = self.wait(life, reading)?.map_err(|e| e.to_string())?
                 else {
                     return Err("a backing device changed its kind".to_string());
                 };
                 let dirty = sb.state() == BackingState::Dirty;
-                set.owner.add_volume(
-                    inode,
-                    Some((disk.clone(), DATA_OFFSET)),
-                    dirty,
-                    marker(disk),
-                )
+                let mark = Backing::new(disk.clone(), sb).marker(set);
+                set.owner
+                    .add_volume(inode, Some((disk, DATA_OFFSET)), dirty, mark)
             }
             None => {
                 let mark: Mark = Box::new(|_| Box::pin(async { Ok(()) }));
