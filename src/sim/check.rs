@@ -178,7 +178,12 @@ pub fn clean_data<'a>(
         };
         if !e.dirty && !cache.is_same(e.at, medium, e.start, e.sectors.into()) {
             let device = medium.name();
-            return Err(format!("{e:?} is clean, but {device} holds something else"));
+            let values = |m: &Medium, at| super::oracle::values(&m.peek(at, e.sectors.into()));
+            let (here, there) = (values(cache, e.at), values(medium, e.start));
+            return Err(format!(
+                "{e:?} of volume {} is clean, but {device} holds something else: {there:?}, not {here:?}",
+                inode.0
+            ));
         }
     }
     Ok(())

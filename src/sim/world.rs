@@ -205,11 +205,21 @@ impl World {
         result
     }
 
-    fn crash(&mut self, power: bool) {
-        let media = self.backings.iter().flatten().chain([&self.cache]);
-        for medium in media {
+    fn media(&self) -> impl Iterator<Item = &Rc<Medium>> {
+        self.backings.iter().flatten().chain([&self.cache])
+    }
+
+    /// What is under way on the devices ends somehow.
+    fn end_of_process(&self) {
+        for medium in self.media() {
             medium.kill(&self.rng);
-            if power {
+        }
+    }
+
+    fn crash(&mut self, power: bool) {
+        self.end_of_process();
+        if power {
+            for medium in self.media() {
                 medium.cut_power(&self.rng);
             }
         }
@@ -706,9 +716,10 @@ impl World {
         check::counts(&set)?;
         check::no_pins(&set)?;
         self.stopped_with = Some(check::extents(&set));
-        if self.rng.below(2) == 0 {
+        match self.rng.below(2) {
             // What was stopped in good order needs no power.
-            self.crash(true);
+            0 => self.crash(true),
+            _ => self.end_of_process(),
         }
         Ok(())
     }
