@@ -2,200 +2,21 @@
 //! is said, in which order things reach the disks. The data are what Linux left in the fixtures.
 
 mod fixtures;
+mod machine;
 
-use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use fixtures::{load, pattern};
+use machine::{Machine, backing_super, blank, cache_super};
 use serde_json::{Value, json};
-use spdk_bcache::disk::{Disk, DoneFuture};
-use spdk_bcache::format::superblock::{
-    BackingState, BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse,
-};
-use spdk_bcache::request::volume::VolumeShared;
+use spdk_bcache::disk::Disk;
+use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
 use spdk_bcache::rng::Rng;
-use spdk_bcache::rpc::{self, RpcError};
+use spdk_bcache::rpc;
 use spdk_bcache::set::error::SetError;
-use spdk_bcache::set::host::{Host, OpenError};
-use spdk_bcache::set::hub::Hub;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
-use spdk_bcache::sim::host::SimHost;
-use spdk_bcache::sim::sched::Sched;
-use spdk_bcache::task::Executor;
 use spdk_bcache::units::Sector;
-
-/// Simulated time that a call may take: 10 min.
-const PATIENCE_US: u64 = 600_000_000;
-
-/// A host that notes what the first backing device said when a volume began to run uncached.
-struct Noting {
-    inner: SimHost,
-    slow: RefCell<Option<Rc<Medium>>>,
-    state_when_uncached: Cell<Option<BackingState>>,
-}
-
-impl Host for Noting {
-    fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
-        self.inner.open(name)
-    }
-    fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
-        self.inner.peek(name)
-    }
-    fn is_taken(&self, name: &str) -> bool {
-        self.inner.is_taken(name)
-    }
-    fn expose(
-        &self,
-        volume: Arc<VolumeShared>,
-        backing: Option<Rc<dyn Disk>>,
-        cache: Option<Rc<dyn Disk>>,
-    ) -> Result<(), i32> {
-        self.inner.expose(volume, backing, cache)
-    }
-    fn hide(&self, name: &str) -> DoneFuture {
-        self.inner.hide(name)
-    }
-    fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
-        if let (None, Some(slow)) = (&cache, &*self.slow.borrow()) {
-            self.state_when_uncached
-                .set(Some(backing_super(slow).state()));
-        }
-        self.inner.replace(volume, cache)
-    }
-    fn entropy(&self) -> u64 {
-        self.inner.entropy()
-    }
-    fn now_s(&self) -> u32 {
-        self.inner.now_s()
-    }
-}
-
-/// One life of a machine.
-struct Machine {
-    sched: Sched,
-    exec: Executor,
-    host: Rc<Noting>,
-    hub: Rc<Hub>,
-}
-
-impl Machine {
-    fn new(media: &[&Rc<Medium>]) -> Machine {
-        let rng = Rc::new(Rng::new(7));
-        let exec = Executor::new();
-        let host = Rc::new(Noting {
-            inner: SimHost::new(rng.clone()),
-            slow: RefCell::default(),
-            state_when_uncached: Cell::default(),
-        });
-        let machine = Machine {
-            sched: Sched::new(0, rng),
-            hub: Hub::new(host.clone(), exec.clone()),
-            exec,
-            host,
-        };
-        for medium in media {
-            machine.plug(medium);
-        }
-        machine
-    }
-
-    fn plug(&self, medium: &Rc<Medium>) {
-        let disk = SimDisk::new(medium.clone(), self.sched.clone());
-        self.host.inner.add(disk);
-    }
-
-    /// One step of everything; time moves on when there is nothing else to do.
-    fn turn(&self) {
-        let now = self.sched.now_us();
-        let done = self.sched.run_due() + self.exec.poll(now, 64) + self.hub.poll();
-        if done == 0 {
-            let next = [self.sched.next_us(), self.exec.next_timer_us()];
-            let next = next.into_iter().flatten().min();
-            self.sched
-                .set_now(next.expect("the hub's clock always ticks"));
-        }
-    }
-
-    fn start<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> Rc<RefCell<Option<T>>> {
-        let slot: Rc<RefCell<Option<T>>> = Rc::default();
-        let out = slot.clone();
-        self.exec.spawn(async move {
-            let value = job.await;
-            *out.borrow_mut() = Some(value);
-        });
-        slot
-    }
-
-    fn run<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> T {
-        let slot = self.start(job);
-        let end = self.sched.now_us() + PATIENCE_US;
-        while slot.borrow().is_none() {
-            assert!(self.sched.now_us() < end, "a call hangs");
-            self.turn();
-        }
-        let value = slot.borrow_mut().take();
-        value.expect("it is there")
-    }
-
-    fn call(&self, method: &'static str, params: Value) -> Result<Value, RpcError> {
-        self.run(rpc::call(self.hub.clone(), method, params))
-    }
-
-    fn create(&self, cache: &str, backing: &str, more: Value) -> Result<Value, RpcError> {
-        let mut params = json!({"name": "Vol0", "cache_bdev": cache, "backing_bdev": backing});
-        for (key, value) in more.as_object().into_iter().flatten() {
-            params[key] = value.clone();
-        }
-        self.call("bdev_bcache_create", params)
-    }
-
-    fn register(&self, bdev: &str) -> Result<Value, RpcError> {
-        self.call("bdev_bcache_register", json!({"bdev_name": bdev}))
-    }
-
-    /// The only volume, as the list shows it.
-    fn volume(&self) -> Value {
-        let list = self
-            .call("bdev_bcache_get_bdevs", Value::Null)
-            .expect("a list");
-        let list = list.as_array().expect("a list").clone();
-        assert_eq!(list.len(), 1, "{list:?}");
-        list[0].clone()
-    }
-
-    fn set(&self) -> Value {
-        self.call("bdev_bcache_get_sets", Value::Null)
-            .expect("a list")[0]
-            .clone()
-    }
-
-    /// The end of this life, without a word to anybody.
-    fn die(self) {
-        self.sched.clear();
-        self.exec.abandon();
-        self.sched.clear();
-    }
-}
-
-fn superblock(medium: &Medium) -> Super {
-    parse(&medium.peek(SUPER_SECTOR, 8)).expect("a superblock")
-}
-
-fn backing_super(medium: &Medium) -> BackingSuper {
-    match superblock(medium) {
-        Super::Backing(sb) => sb,
-        Super::Cache(_) => panic!("a cache device"),
-    }
-}
-
-fn cache_super(medium: &Medium) -> CacheSuper {
-    match superblock(medium) {
-        Super::Cache(sb) => sb,
-        Super::Backing(_) => panic!("a backing device"),
-    }
-}
 
 /// The devices of a set that has dirty data: cache and backing.
 fn dirty_pair() -> (Rc<Medium>, Rc<Medium>, Vec<u32>) {
@@ -203,10 +24,6 @@ fn dirty_pair() -> (Rc<Medium>, Rc<Medium>, Vec<u32>) {
     let cache = Medium::with_bytes("fast", golden.cache, 1);
     let backing = Medium::with_bytes("slow", golden.backings.remove(0), 1);
     (cache, backing, golden.expected.remove(0))
-}
-
-fn blank(name: &str) -> Rc<Medium> {
-    Medium::new(name, 65536, 1)
 }
 
 #[test]
@@ -272,14 +89,22 @@ fn a_volume_that_waits_is_created_under_a_new_name_and_keeps_its_data() {
 fn detaching_says_so_on_disk_before_the_cache_is_passed_by() {
     let (fast, slow, expected) = dirty_pair();
     let machine = Machine::new(&[&fast, &slow]);
-    *machine.host.slow.borrow_mut() = Some(slow.clone());
+    let said: Rc<Cell<Option<BackingState>>> = Rc::default();
+    {
+        let (said, slow) = (said.clone(), slow.clone());
+        let look = move |cached: bool| {
+            if !cached {
+                said.set(Some(backing_super(&slow).state()));
+            }
+        };
+        *machine.host.on_replace.borrow_mut() = Some(Box::new(look));
+    }
     let made = machine.create("fast", "slow", Value::Null);
     made.expect("its own set");
     let params = json!({"name": "Vol0"});
     let done = machine.call("bdev_bcache_detach", params);
     done.expect("the devices work");
-    let state = machine.host.state_when_uncached.get();
-    assert_eq!(state, Some(BackingState::None));
+    assert_eq!(said.get(), Some(BackingState::None));
     assert_eq!(machine.volume()["state"], "no cache");
     let offset = backing_super(&slow).data_offset.0;
     for (sector, &version) in expected.iter().enumerate() {
@@ -392,7 +217,7 @@ fn volumes_wait_for_a_cache_device_that_goes_and_comes_back() {
         (&json!("Vol0"), &json!(false))
     );
     assert_eq!(volume["state"], "dirty");
-    assert!(machine.host.inner.shown().is_empty());
+    assert!(machine.host.shown().is_empty());
     let hub = machine.hub.clone();
     machine.run(async move { hub.examine("fast").await });
     let volume = machine.volume();

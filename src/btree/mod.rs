@@ -21,16 +21,19 @@
 
 mod load;
 mod nodes;
+mod vouch;
 mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::alloc::Alloc;
-use crate::disk::{Disk, DoneFuture, Latch, Stopped};
+use crate::disk::{Disk, Latch, Stopped};
 use crate::format::key::{Key, Ptr};
 use crate::index::{Domain, Extent, Index, Lookup, Writer};
 use crate::journal::{Journal, Shape};
@@ -62,8 +65,9 @@ struct Space {
     dirty_sectors: u64,
 }
 
-/// Flushes the backing devices that hold unflushed data of clean keys.
-pub type Barrier = Box<dyn Fn() -> DoneFuture>;
+/// Flushes the backing devices that hold unflushed data of clean keys, and tells of which volumes
+/// that failed: their clean keys must not be written.
+pub type Barrier = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Inode>>>>>;
 
 /// The btree of a running set.
 pub struct Tree {

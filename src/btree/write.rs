@@ -8,12 +8,15 @@
 //! stands in the journal. Only at the end of the round are pins given back and, when the root is
 //! durable, old buckets released.
 //!
+//! Between the two steps the backing devices are flushed too, for the sake of clean keys. Where that
+//! fails the run is written without them ([`vouch`]).
+//!
 //! Bounds: a round writes at most [`ROUND`] leaves; a run is at most a node long.
 
 use std::rc::Rc;
 
 use super::nodes::{Node, NodeId, Span};
-use super::{Pos, Tree, key_of};
+use super::{Pos, Tree, key_of, vouch};
 use crate::alloc::Purpose;
 use crate::disk::{IoError, Stopped};
 use crate::format::bset::{self, set_blocks};
@@ -29,12 +32,16 @@ const ROUND: usize = 32;
 const DELETE_SECTORS_MAX: u64 = super::DELETE_SECTORS_MAX;
 
 /// A run on its way to the disk.
-struct Append {
+pub(super) struct Append {
     id: NodeId,
+    ptr: Ptr,
+    seq: u64,
     sector: Sector,
     bytes: Vec<u8>,
     blocks: u32,
     pin: Option<JournalSeq>,
+    /// Of a leaf: what the bytes say.
+    pub(super) keys: Vec<Key>,
 }
 
 /// What a round holds back until the newest root is named by all further journal entries (the pins)
@@ -45,6 +52,8 @@ pub(super) struct Deferred {
     /// Buckets of replaced nodes, with the generations that no pointer to them has.
     buckets: Vec<(BucketNr, Gen)>,
     pins: Vec<JournalSeq>,
+    /// Clean extents that were not written, because what they say was not durable: later.
+    unvouched: Vec<Span>,
 }
 
 /// A child that its parent is about to lose.
@@ -172,6 +181,9 @@ impl Tree {
         for (bucket, generation) in done.buckets {
             self.alloc.release_meta(bucket, generation);
         }
+        for span in done.unvouched {
+            self.mark(span.inode, span.start, span.end, None);
+        }
         Ok(())
     }
 
@@ -204,7 +216,9 @@ impl Tree {
             }
             return Plan::Nothing;
         }
-        Plan::Append(self.append_of(id, ptr, seq, at_block, &keys, pin))
+        let mut append = self.append_of(id, ptr, seq, at_block, &keys, pin);
+        append.keys = keys;
+        Plan::Append(append)
     }
 
     fn append_of(
@@ -222,10 +236,13 @@ impl Tree {
         let blocks = bset::set_encode(seq, ptr, magic, keys, block_sectors, &mut bytes);
         Append {
             id,
+            ptr,
+            seq,
             sector: ptr.sector() + u64::from(at_block * block_sectors),
             bytes,
             blocks,
             pin,
+            keys: Vec::new(),
         }
     }
 
@@ -248,21 +265,15 @@ impl Tree {
         keys
     }
 
-    async fn write_appends(&self, appends: Vec<Append>) -> Result<(), Stopped> {
-        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
-        let tails = appends.iter().filter(|a| a.bytes.len() > head_bytes);
-        let tails = tails
-            .map(|a| {
-                let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
-                buf.copy_from_slice(&a.bytes[head_bytes..]);
-                let at = a.sector + u64::from(self.disk.block_sectors());
-                self.disk.write(at, buf)
-            })
-            .collect();
-        for (_, done) in join_all(tails).await {
-            self.written(done)?;
+    async fn write_appends(&self, mut appends: Vec<Append>) -> Result<(), Stopped> {
+        self.write_tails(&appends).await?;
+        let speaks_of_data = appends.iter().any(|a| !a.keys.is_empty());
+        let failed = self.flush_data(speaks_of_data).await?;
+        if !failed.is_empty() && self.strike_appends(&mut appends, &failed) {
+            self.write_tails(&appends).await?;
+            self.flush_data(false).await?;
         }
-        self.flush_data().await?;
+        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
         let heads = appends
             .iter()
             .map(|a| {
@@ -283,6 +294,49 @@ impl Tree {
         Ok(())
     }
 
+    /// Writes all of the runs but their first blocks: none of them counts yet.
+    async fn write_tails(&self, appends: &[Append]) -> Result<(), Stopped> {
+        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
+        let tails = appends.iter().filter(|a| a.bytes.len() > head_bytes);
+        let tails = tails
+            .map(|a| {
+                let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
+                buf.copy_from_slice(&a.bytes[head_bytes..]);
+                let at = a.sector + u64::from(self.disk.block_sectors());
+                self.disk.write(at, buf)
+            })
+            .collect();
+        for (_, done) in join_all(tails).await {
+            self.written(done)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out of the runs what nobody vouches for: see [`vouch`]. Returns whether there was any.
+    fn strike_appends(&self, appends: &mut [Append], failed: &[Inode]) -> bool {
+        let mut any = false;
+        for append in appends {
+            let mut struck = Vec::new();
+            vouch::delete(&mut append.keys, failed, &mut struck);
+            if struck.is_empty() {
+                continue;
+            }
+            any = true;
+            append.bytes.clear();
+            // A deletion is shorter than what it stands for: the run does not grow.
+            append.blocks = bset::set_encode(
+                append.seq,
+                append.ptr,
+                self.shape.set_magic,
+                &append.keys,
+                self.block_sectors(),
+                &mut append.bytes,
+            );
+            self.deferred.borrow_mut().unvouched.extend(struck);
+        }
+        any
+    }
+
     fn written(&self, done: Result<(), IoError>) -> Result<(), Stopped> {
         done.map_err(|why| {
             let name = self.disk.name();
@@ -291,20 +345,21 @@ impl Tree {
         })
     }
 
-    /// Makes durable what the keys about to be written speak of: data on the cache device, and on
-    /// the backing devices what clean keys claim to be there.
-    async fn flush_data(&self) -> Result<(), Stopped> {
-        let backing = self.barrier.borrow().as_ref().map(|barrier| barrier());
+    /// Makes durable what the keys about to be written speak of: data on the cache device and, for
+    /// keys of leaves (`speaks_of_data`), on the backing devices what clean keys claim to be there.
+    /// Returns the volumes whose backing devices failed to: their clean keys are not to be written.
+    async fn flush_data(&self, speaks_of_data: bool) -> Result<Vec<Inode>, Stopped> {
+        let backing = match &*self.barrier.borrow() {
+            Some(barrier) if speaks_of_data => Some(barrier()),
+            _ => None,
+        };
         let cache = self.disk.flush();
-        if let Some(backing) = backing {
-            // A backing device that fails keeps its clean keys from nothing: they are dropped
-            // with the extents when its errors show. The set goes on.
-            if let Err(why) = backing.await {
-                log::warn!("a backing device was not flushed before a btree write: {why}");
-            }
-        }
+        let failed = match backing {
+            Some(backing) => backing.await,
+            None => Vec::new(),
+        };
         let done = cache.await;
-        self.written(done)
+        self.written(done).map(|()| failed)
     }
 
     async fn rewrite_leaf(&self, id: NodeId) -> Result<(), Stopped> {
@@ -361,11 +416,11 @@ impl Tree {
         level: u16,
         start: Pos,
         end: Pos,
-        parts: Vec<Vec<Key>>,
+        mut parts: Vec<Vec<Key>>,
     ) -> Result<Vec<NodeId>, Stopped> {
-        let (mut ids, mut writes, mut from) = (Vec::new(), Vec::new(), start);
+        let (mut ids, mut from) = (Vec::new(), start);
         let last = parts.len() - 1;
-        for (i, keys) in parts.into_iter().enumerate() {
+        for (i, keys) in parts.iter().enumerate() {
             let Some((bucket, generation)) = self.alloc.take(Purpose::Node) else {
                 let why = "no bucket left for a btree node".to_string();
                 return Err(self.latch.trip(why));
@@ -377,27 +432,51 @@ impl Tree {
             };
             let mut node = Node::new(level, from, to, ptr, bucket, self.node_sectors());
             node.seq = self.rng.nonzero();
+            ids.push(self.nodes.borrow_mut().add(node));
+            from = to;
+        }
+        self.write_first_sets(&ids, &parts).await?;
+        let failed = self.flush_data(level == 0).await?;
+        if !failed.is_empty() {
+            let mut all = Vec::new();
+            for keys in &mut parts {
+                let mut struck = Vec::new();
+                vouch::leave_out(keys, &failed, &mut struck);
+                all.extend(struck);
+            }
+            if !all.is_empty() {
+                self.deferred.borrow_mut().unvouched.extend(all);
+                self.write_first_sets(&ids, &parts).await?;
+                self.flush_data(false).await?;
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Writes the first sets of new nodes.
+    async fn write_first_sets(&self, ids: &[NodeId], parts: &[Vec<Key>]) -> Result<(), Stopped> {
+        let mut writes = Vec::new();
+        for (&id, keys) in ids.iter().zip(parts) {
+            let mut nodes = self.nodes.borrow_mut();
+            let node = nodes.get_mut(id);
             let mut bytes = Vec::new();
             node.written_blocks = bset::set_encode(
                 node.seq,
-                ptr,
+                node.ptr,
                 self.shape.set_magic,
-                &keys,
+                keys,
                 self.block_sectors(),
                 &mut bytes,
             );
             assert!(node.written_blocks * self.block_sectors() <= node.sectors);
             let mut buf = self.disk.alloc(bytes.len());
             buf.copy_from_slice(&bytes);
-            writes.push(self.disk.write(ptr.sector(), buf));
-            ids.push(self.nodes.borrow_mut().add(node));
-            from = to;
+            writes.push(self.disk.write(node.ptr.sector(), buf));
         }
         for (_, done) in join_all(writes).await {
             self.written(done)?;
         }
-        self.flush_data().await?;
-        Ok(ids)
+        Ok(())
     }
 
     /// Puts `new` (durable) in the place of `old` in their parent; the buckets of `old` are free at

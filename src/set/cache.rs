@@ -330,11 +330,17 @@ impl CacheSet {
                 .map(|owner| owner.volumes())
                 .unwrap_or_default();
             Box::pin(async move {
-                let mut result = Ok(());
+                let mut failed = Vec::new();
                 for volume in volumes {
-                    result = result.and(volume.flush_backing().await);
+                    if let Err(why) = volume.flush_backing().await {
+                        log::warn!(
+                            "the backing device of volume {} was not flushed: {why}",
+                            volume.number
+                        );
+                        failed.push(volume.inode);
+                    }
                 }
-                result
+                failed
             })
         }));
         Rc::new(CacheSet {

@@ -1,0 +1,556 @@
+//! One life of a machine for tests of the lifecycle: simulated devices that can be unplugged and
+//! can fail, a host that serves volumes through fronts, and RPCs as people call them.
+
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, ready};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use spdk_bcache::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
+use spdk_bcache::format::superblock::{BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse};
+use spdk_bcache::request::Kind;
+use spdk_bcache::request::front::Front;
+use spdk_bcache::request::lane::Outcome;
+use spdk_bcache::request::volume::VolumeShared;
+use spdk_bcache::rng::Rng;
+use spdk_bcache::rpc::{self, RpcError};
+use spdk_bcache::set::host::{Host, OpenError};
+use spdk_bcache::set::hub::Hub;
+use spdk_bcache::sim::disk::{Faults, Medium, SimDisk};
+use spdk_bcache::sim::lane::SimLane;
+use spdk_bcache::sim::sched::Sched;
+use spdk_bcache::task::{Executor, OnceSender, once};
+use spdk_bcache::units::Sector;
+
+/// Simulated time that a call may take: 10 min.
+pub const PATIENCE_US: u64 = 600_000_000;
+/// A device that fails at everything.
+pub const BROKEN: Faults = Faults {
+    read: 1,
+    write: 1,
+    flush: 1,
+};
+
+/// A device as the engine's own I/O sees it: some ranges of it may not be readable.
+struct Flaky {
+    inner: Rc<SimDisk>,
+    bad: Rc<RefCell<Vec<(Sector, Sector)>>>,
+}
+
+impl Disk for Flaky {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+    fn size_sectors(&self) -> u64 {
+        self.inner.size_sectors()
+    }
+    fn block_sectors(&self) -> u32 {
+        self.inner.block_sectors()
+    }
+    fn alloc(&self, bytes: usize) -> Buf {
+        self.inner.alloc(bytes)
+    }
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture {
+        let end = at + (buf.len() / 512) as u64;
+        let bad = self.bad.borrow();
+        match bad.iter().any(|&(from, to)| from < end && at < to) {
+            true => Box::pin(ready((buf, Err(IoError::Failed)))),
+            false => self.inner.read(at, buf),
+        }
+    }
+    fn write(&self, at: Sector, buf: Buf) -> BufFuture {
+        self.inner.write(at, buf)
+    }
+    fn flush(&self) -> DoneFuture {
+        self.inner.flush()
+    }
+    fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
+        self.inner.unmap(at, sectors)
+    }
+    fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
+        self.inner.write_zeroes(at, sectors)
+    }
+}
+
+/// A host I/O that has not reached a front.
+struct HostIo {
+    tag: u64,
+    kind: Kind,
+    start: u64,
+    sectors: u64,
+    memory: Vec<u8>,
+}
+
+enum Change {
+    Hide,
+    Replace(Arc<VolumeShared>, Option<String>),
+}
+
+/// A volume that hosts see.
+struct Shown {
+    shared: Arc<VolumeShared>,
+    backing: Option<String>,
+    front: Option<Front<SimLane>>,
+    held: VecDeque<HostIo>,
+    change: Option<(Change, OnceSender<Result<(), IoError>>)>,
+}
+
+/// What a host I/O came to: how it ended, and the memory.
+pub type Ended = (Outcome, Vec<u8>);
+
+/// The world as the hub sees it.
+pub struct TestHost {
+    rng: Rc<Rng>,
+    sched: Sched,
+    disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
+    bad: RefCell<BTreeMap<String, Rc<RefCell<Vec<(Sector, Sector)>>>>>,
+    shown: RefCell<BTreeMap<String, Shown>>,
+    ended: RefCell<BTreeMap<u64, Ended>>,
+    next_tag: Cell<u64>,
+    /// Called when a volume is about to be made of something else, and whether with a cache.
+    pub on_replace: RefCell<Option<Box<dyn Fn(bool)>>>,
+    /// The sizes that hosts were told of, in sectors.
+    pub resized: RefCell<Vec<(String, u64)>>,
+    /// Why the process would have ended itself.
+    pub died: RefCell<Option<String>>,
+}
+
+impl TestHost {
+    fn disk(&self, name: &str) -> Option<Rc<SimDisk>> {
+        self.disks.borrow().get(name).cloned()
+    }
+
+    /// The volumes that are shown.
+    pub fn shown(&self) -> Vec<String> {
+        self.shown.borrow().keys().cloned().collect()
+    }
+
+    fn front(
+        &self,
+        shared: &Arc<VolumeShared>,
+        cache: Option<String>,
+        backing: &Option<String>,
+    ) -> Front<SimLane> {
+        let cache = cache.and_then(|name| self.disk(&name));
+        let backing = backing.as_ref().and_then(|name| self.disk(name));
+        Front::new(SimLane::new(cache, backing), shared.clone()).expect("a reader's slot")
+    }
+
+    fn fail(&self, io: HostIo) {
+        let mut ended = self.ended.borrow_mut();
+        ended.insert(io.tag, (Outcome::Failed, io.memory));
+    }
+
+    fn begin(&self, name: &str, io: HostIo) {
+        let mut shown = self.shown.borrow_mut();
+        match shown.get_mut(name) {
+            None => self.fail(io),
+            Some(volume) if volume.change.is_some() => volume.held.push_back(io),
+            Some(volume) => submit(volume.front.as_ref().expect("a shown volume"), io),
+        }
+    }
+
+    /// Everybody's front runs once. Returns how much was done.
+    fn poll(&self) -> usize {
+        let names: Vec<String> = self.shown();
+        names.iter().map(|name| self.poll_one(name)).sum()
+    }
+
+    fn poll_one(&self, name: &str) -> usize {
+        let mut shown = self.shown.borrow_mut();
+        let Some(volume) = shown.get_mut(name) else {
+            return 0;
+        };
+        let front = volume.front.as_ref().expect("a shown volume");
+        let mut done = SimLane::deliver(front, 8) + front.poll();
+        while let Some((io, outcome)) = front.lane().finished() {
+            let memory = io.host().memory.borrow().clone();
+            self.ended
+                .borrow_mut()
+                .insert(io.host().tag, (outcome, memory));
+            done += 1;
+        }
+        if volume.change.is_none() || !front.is_idle() || !front.close() {
+            return done;
+        }
+        let (change, sender) = volume.change.take().expect("it was looked at");
+        match change {
+            Change::Hide => {
+                let volume = shown.remove(name).expect("it is there");
+                volume.held.into_iter().for_each(|io| self.fail(io));
+            }
+            Change::Replace(shared, cache) => {
+                volume.front = Some(self.front(&shared, cache, &volume.backing));
+                volume.shared = shared;
+                for io in std::mem::take(&mut volume.held) {
+                    submit(volume.front.as_ref().expect("just made"), io);
+                }
+            }
+        }
+        sender.send(Ok(()));
+        done + 1
+    }
+
+    fn change(&self, name: &str, change: Change) -> DoneFuture {
+        let (sender, done) = once();
+        match self.shown.borrow_mut().get_mut(name) {
+            Some(volume) => volume.change = Some((change, sender)),
+            None => sender.send(Ok(())),
+        }
+        Box::pin(done)
+    }
+}
+
+fn submit(front: &Front<SimLane>, io: HostIo) {
+    let HostIo {
+        tag,
+        kind,
+        start,
+        sectors,
+        memory,
+    } = io;
+    let io = front.lane().host_io(tag, memory);
+    io.start(kind, Sector(start), sectors);
+    front.submit(io);
+}
+
+impl Host for TestHost {
+    fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        let inner = self.disk(name).ok_or(OpenError::NotFound)?;
+        let bad = self
+            .bad
+            .borrow_mut()
+            .entry(name.into())
+            .or_default()
+            .clone();
+        Ok(Rc::new(Flaky { inner, bad }))
+    }
+    fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
+        self.open(name)
+    }
+    fn is_taken(&self, name: &str) -> bool {
+        self.disks.borrow().contains_key(name) || self.shown.borrow().contains_key(name)
+    }
+    fn expose(
+        &self,
+        volume: Arc<VolumeShared>,
+        backing: Option<Rc<dyn Disk>>,
+        cache: Option<Rc<dyn Disk>>,
+    ) -> Result<(), i32> {
+        const EEXIST: i32 = 17;
+        if self.shown.borrow().contains_key(&volume.name) {
+            return Err(EEXIST);
+        }
+        let backing = backing.map(|disk| disk.name());
+        let front = self.front(&volume, cache.map(|disk| disk.name()), &backing);
+        let shown = Shown {
+            shared: volume.clone(),
+            backing,
+            front: Some(front),
+            held: VecDeque::new(),
+            change: None,
+        };
+        self.shown.borrow_mut().insert(volume.name.clone(), shown);
+        Ok(())
+    }
+    fn hide(&self, name: &str) -> DoneFuture {
+        self.change(name, Change::Hide)
+    }
+    fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
+        if let Some(look) = &*self.on_replace.borrow() {
+            look(cache.is_some());
+        }
+        let name = volume.name.clone();
+        self.change(
+            &name,
+            Change::Replace(volume, cache.map(|disk| disk.name())),
+        )
+    }
+    fn entropy(&self) -> u64 {
+        self.rng.next()
+    }
+    fn now_s(&self) -> u32 {
+        1_700_000_000 + (self.sched.now_us() / 1_000_000) as u32
+    }
+}
+
+/// One life of a machine.
+pub struct Machine {
+    pub sched: Sched,
+    pub exec: Executor,
+    pub host: Rc<TestHost>,
+    pub hub: Rc<Hub>,
+}
+
+impl Machine {
+    /// A machine with these devices.
+    pub fn new(media: &[&Rc<Medium>]) -> Machine {
+        let rng = Rc::new(Rng::new(7));
+        let exec = Executor::new();
+        let sched = Sched::new(0, rng.clone());
+        let host = Rc::new(TestHost {
+            rng,
+            sched: sched.clone(),
+            disks: RefCell::default(),
+            bad: RefCell::default(),
+            shown: RefCell::default(),
+            ended: RefCell::default(),
+            next_tag: Cell::new(1),
+            on_replace: RefCell::default(),
+            resized: RefCell::default(),
+            died: RefCell::default(),
+        });
+        let machine = Machine {
+            sched,
+            hub: Hub::new(host.clone(), exec.clone()),
+            exec,
+            host,
+        };
+        for medium in media {
+            machine.plug(medium);
+        }
+        machine
+    }
+
+    /// Makes a device known under its name.
+    pub fn plug(&self, medium: &Rc<Medium>) {
+        let disk = SimDisk::new(medium.clone(), self.sched.clone());
+        self.host.disks.borrow_mut().insert(disk.name(), disk);
+    }
+
+    /// Tears a device out: it fails at everything from now on, and the hub is told.
+    pub fn unplug(&self, medium: &Rc<Medium>) {
+        let name = SimDisk::new(medium.clone(), self.sched.clone()).name();
+        medium.faults.set(BROKEN);
+        self.host.disks.borrow_mut().remove(&name);
+        let hub = self.hub.clone();
+        self.run(async move { hub.removed(&name).await });
+    }
+
+    /// Brings a device back, and has it examined.
+    pub fn replug(&self, medium: &Rc<Medium>) {
+        medium.faults.set(Faults::default());
+        self.plug(medium);
+        let name = SimDisk::new(medium.clone(), self.sched.clone()).name();
+        let hub = self.hub.clone();
+        self.run(async move { hub.examine(&name).await });
+    }
+
+    /// Makes the engine's own reads of a range fail.
+    pub fn spoil(&self, disk: &str, from: Sector, to: Sector) {
+        let mut bad = self.host.bad.borrow_mut();
+        bad.entry(disk.into())
+            .or_default()
+            .borrow_mut()
+            .push((from, to));
+    }
+
+    /// Makes all ranges of all devices readable again.
+    pub fn mend(&self) {
+        let bad = self.host.bad.borrow();
+        bad.values().for_each(|ranges| ranges.borrow_mut().clear());
+    }
+
+    /// One step of everything. Time goes on a little, and to the next event when there is nothing
+    /// else to do.
+    pub fn turn(&self) {
+        let now = self.sched.now_us();
+        let done =
+            self.sched.run_due() + self.exec.poll(now, 64) + self.hub.poll() + self.host.poll();
+        if done > 0 {
+            return self.sched.set_now(now + 1);
+        }
+        let next = [self.sched.next_us(), self.exec.next_timer_us()];
+        let next = next.into_iter().flatten().min();
+        self.sched
+            .set_now(next.expect("the hub's clock always ticks"));
+    }
+
+    /// Lets so much simulated time pass.
+    pub fn pass(&self, us: u64) {
+        let end = self.sched.now_us() + us;
+        while self.sched.now_us() < end {
+            self.turn();
+        }
+    }
+
+    pub fn start<T: 'static>(
+        &self,
+        job: impl Future<Output = T> + 'static,
+    ) -> Rc<RefCell<Option<T>>> {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let out = slot.clone();
+        self.exec.spawn(async move {
+            let value = job.await;
+            *out.borrow_mut() = Some(value);
+        });
+        slot
+    }
+
+    /// Runs a job to its end.
+    pub fn run<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> T {
+        let slot = self.start(job);
+        self.until("a call", || slot.borrow().is_some());
+        let value = slot.borrow_mut().take();
+        value.expect("it is there")
+    }
+
+    /// Goes on until something is so.
+    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let end = self.sched.now_us() + PATIENCE_US;
+        while !is_so() {
+            assert!(self.sched.now_us() < end, "{what} hangs");
+            self.turn();
+        }
+    }
+
+    pub fn call(&self, method: &'static str, params: Value) -> Result<Value, RpcError> {
+        self.run(rpc::call(self.hub.clone(), method, params))
+    }
+
+    /// Calls what must go well.
+    pub fn must(&self, method: &'static str, params: Value) -> Value {
+        let done = self.call(method, params);
+        done.unwrap_or_else(|error| panic!("{method}: {error:?}"))
+    }
+
+    pub fn create(&self, cache: &str, backing: &str, more: Value) -> Result<Value, RpcError> {
+        let mut params = json!({"name": "Vol0", "cache_bdev": cache, "backing_bdev": backing});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            params[key] = value.clone();
+        }
+        self.call("bdev_bcache_create", params)
+    }
+
+    pub fn register(&self, bdev: &str) -> Result<Value, RpcError> {
+        self.call("bdev_bcache_register", json!({"bdev_name": bdev}))
+    }
+
+    /// The only volume, as the list shows it.
+    pub fn volume(&self) -> Value {
+        let list = self.must("bdev_bcache_get_bdevs", Value::Null);
+        let list = list.as_array().expect("a list").clone();
+        assert_eq!(list.len(), 1, "{list:?}");
+        list[0].clone()
+    }
+
+    /// One volume, as the list shows it.
+    pub fn volume_of(&self, name: &str) -> Value {
+        self.must("bdev_bcache_get_bdevs", json!({"name": name}))[0].clone()
+    }
+
+    /// The first set.
+    pub fn set(&self) -> Value {
+        self.must("bdev_bcache_get_sets", Value::Null)[0].clone()
+    }
+
+    /// The UUID of the first set.
+    pub fn uuid(&self) -> Value {
+        self.set()["set"].clone()
+    }
+
+    /// Starts a host I/O; ask [`ended`](Self::ended) for its end.
+    pub fn issue(&self, name: &str, kind: Kind, start: u64, memory: Vec<u8>, sectors: u64) -> u64 {
+        let tag = self.host.next_tag.get();
+        self.host.next_tag.set(tag + 1);
+        let io = HostIo {
+            tag,
+            kind,
+            start,
+            sectors,
+            memory,
+        };
+        self.host.begin(name, io);
+        tag
+    }
+
+    /// What a host I/O came to, if it has ended.
+    pub fn ended(&self, tag: u64) -> Option<Ended> {
+        self.host.ended.borrow_mut().remove(&tag)
+    }
+
+    fn io(&self, name: &str, kind: Kind, start: u64, memory: Vec<u8>, sectors: u64) -> Ended {
+        let tag = self.issue(name, kind, start, memory, sectors);
+        self.until("a host I/O", || self.host.ended.borrow().contains_key(&tag));
+        self.ended(tag).expect("it has ended")
+    }
+
+    /// Writes so many sectors full of `byte`.
+    pub fn write(&self, name: &str, start: u64, sectors: u64, byte: u8) -> Outcome {
+        let memory = vec![byte; sectors as usize * 512];
+        self.io(name, Kind::Write, start, memory, sectors).0
+    }
+
+    /// Reads so many sectors; `None` when that failed.
+    pub fn read(&self, name: &str, start: u64, sectors: u64) -> Option<Vec<u8>> {
+        let memory = vec![0xee; sectors as usize * 512];
+        let (outcome, memory) = self.io(name, Kind::Read, start, memory, sectors);
+        (outcome == Outcome::Success).then_some(memory)
+    }
+
+    /// Whether so many sectors are full of `byte`.
+    pub fn holds(&self, name: &str, start: u64, sectors: u64, byte: u8) -> bool {
+        let data = self.read(name, start, sectors);
+        data.is_some_and(|data| data.iter().all(|&b| b == byte))
+    }
+
+    pub fn flush(&self, name: &str) -> Outcome {
+        self.io(name, Kind::Flush, 0, Vec::new(), 0).0
+    }
+
+    /// Writes the leaves of all sets, durably.
+    pub fn write_leaves(&self) {
+        for set in self.hub.sets() {
+            let done = self.run(async move {
+                let done = set.tree.flush().await;
+                done.is_ok() && set.disk.flush().await.is_ok()
+            });
+            assert!(done, "the cache device works");
+        }
+    }
+
+    /// The end of this life, without a word to anybody.
+    pub fn die(self) {
+        self.sched.clear();
+        self.exec.abandon();
+        self.sched.clear();
+    }
+
+    /// The end of this life by a power cut.
+    pub fn lose_power(self, media: &[&Rc<Medium>]) {
+        let rng = Rng::new(self.sched.now_us());
+        self.die();
+        for medium in media {
+            medium.kill(&rng);
+            medium.cut_power(&rng);
+        }
+    }
+}
+
+pub fn superblock(medium: &Medium) -> Super {
+    parse(&medium.peek(SUPER_SECTOR, 8)).expect("a superblock")
+}
+
+pub fn backing_super(medium: &Medium) -> BackingSuper {
+    match superblock(medium) {
+        Super::Backing(sb) => sb,
+        Super::Cache(_) => panic!("a cache device"),
+    }
+}
+
+pub fn cache_super(medium: &Medium) -> CacheSuper {
+    match superblock(medium) {
+        Super::Cache(sb) => sb,
+        Super::Backing(_) => panic!("a backing device"),
+    }
+}
+
+/// A device of 32 MiB of zeros.
+pub fn blank(name: &str) -> Rc<Medium> {
+    Medium::new(name, 65536, 1)
+}
