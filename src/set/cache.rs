@@ -505,6 +505,7 @@ impl CacheSet {
                 self.latch.check()?;
                 self.owner.released.wait().await;
             }
+            self.writeback.ended().await;
             self.tree.flush().await?;
             self.alloc.stop_and_write().await?;
             self.journal.stop().await

@@ -66,6 +66,7 @@ pub struct Writeback {
     work: Notify,
     moved: Notify,
     stopping: Cell<bool>,
+    running: Cell<bool>,
     /// Sectors written back.
     pub done_sectors: Counter,
     /// Rounds that failed.
@@ -99,6 +100,7 @@ impl Writeback {
             work: Notify::default(),
             moved: Notify::default(),
             stopping: Cell::new(false),
+            running: Cell::new(false),
             done_sectors: Counter::default(),
             failures: Counter::default(),
         })
@@ -106,6 +108,7 @@ impl Writeback {
 
     /// The task. Ends on [`stop`](Self::stop) or when the latch trips.
     pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
         while self.latch.check().is_ok() && !self.stopping.get() {
             let mut worked = false;
             for volume in self.owner.volumes() {
@@ -133,6 +136,7 @@ impl Writeback {
         for volume in self.owner.volumes() {
             self.owner.stay(&volume);
         }
+        self.running.set(false);
         self.moved.notify();
     }
 
@@ -140,6 +144,13 @@ impl Writeback {
     pub fn stop(&self) {
         self.stopping.set(true);
         self.work.notify();
+    }
+
+    /// Waits until [`run`](Self::run) has ended: no key changes because of it any more.
+    pub async fn ended(&self) {
+        while self.running.get() {
+            self.moved.wait().await;
+        }
     }
 
     async fn rest(&self) {
