@@ -271,7 +271,7 @@ impl World {
         check::marks(&set, backings())?;
         check::clean_data(&set, &self.cache, backings())?;
         if let Some(before) = self.stopped_with.take() {
-            check::same_map(&set, before)?;
+            check::same_map(&set, &before)?;
         }
         for (i, backing) in disks.into_iter().enumerate() {
             let inode = self.inode(life, &set, i)?;
