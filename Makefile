@@ -12,14 +12,18 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 # what `make test` runs of the system tests: PYTEST="-k vhost -x" narrows it down
 PYTEST ?=
+# random lives that `make sim` runs, and the seed of the first
+SEEDS ?= 1000
+FIRST ?= 1
 
-.PHONY: help build demo test lint unit system bdevperf bench clean packages packages-test hugepages
+.PHONY: help build demo test lint unit sim system bdevperf bench clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
 	@echo 'make demo       start it on files in a temporary folder, write, kill, recover, verify; prints a table'
 	@echo 'make test       format, lints, documentation, shell scripts, unit and system tests'
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
+	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      compare malloc, passthru, OCF and ours with bdevperf'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
@@ -55,6 +59,9 @@ lint: packages-test
 unit: packages-test
 	@$(RUN) cargo test --locked
 	@$(RUN) cargo test --locked --features canary --test canary
+
+sim: packages-test
+	@$(RUN) cargo test --locked --quiet --profile sim --test seeds -- $(SEEDS) $(FIRST)
 
 # tests run up to three targets at a time
 system: packages-test

@@ -22,12 +22,12 @@ use spdk_bcache::request::owner::{Mark, Volume};
 use spdk_bcache::request::volume::VolumeShared;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::set::cache::{CacheSet, read_super};
+use spdk_bcache::set::volume::Backing;
 use spdk_bcache::sim::check;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
 use spdk_bcache::sim::host::SimHost;
 use spdk_bcache::sim::lane::SimLane;
 use spdk_bcache::sim::sched::Sched;
-use spdk_bcache::sim::world::marker;
 use spdk_bcache::task::Executor;
 use spdk_bcache::units::{Inode, SECTOR_BYTES, Sector};
 
@@ -142,10 +142,14 @@ impl Engine {
     fn attach(&mut self, media: &Media, i: usize, cache: Rc<SimDisk>) {
         let set = &self.set;
         let backing = media.backings.get(i);
-        let (inode, uuid, offset) = match backing {
-            Some(medium) => {
+        let opened = backing.map(|medium| SimDisk::new(medium.clone(), self.sched.clone()));
+        let disk: Option<Rc<dyn Disk>> = opened.clone().map(|disk| disk as Rc<dyn Disk>);
+        let mut mark: Mark = Box::new(|_| Box::pin(async { Ok(()) }));
+        let (inode, uuid, offset) = match backing.zip(disk.clone()) {
+            Some((medium, disk)) => {
                 let sb = backing_super(&medium.bytes());
                 let inode = set.find_uuid(sb.uuid).expect("an entry of the volume");
+                mark = Backing::new(disk, sb.clone()).marker(set);
                 (inode, sb.uuid, Some(sb.data_offset))
             }
             None => {
@@ -154,12 +158,6 @@ impl Engine {
                 let at = flash.expect("a volume on the flash");
                 (Inode(at as u32), table[at].uuid, None)
             }
-        };
-        let opened = backing.map(|medium| SimDisk::new(medium.clone(), self.sched.clone()));
-        let disk: Option<Rc<dyn Disk>> = opened.clone().map(|disk| disk as Rc<dyn Disk>);
-        let mark: Mark = match disk.clone() {
-            Some(disk) => marker(disk),
-            None => Box::new(|_| Box::pin(async { Ok(()) })),
         };
         let volume = set.owner.add_volume(inode, disk.zip(offset), true, mark);
         let shared = Arc::new(VolumeShared::new(

@@ -96,25 +96,37 @@ pub fn counts(set: &CacheSet) -> Result<(), String> {
     Ok(())
 }
 
-/// The map is that with which the set was stopped, but for clean data that the allocator has taken
-/// since.
+/// The map is that with which the set was stopped, but for clean data: the allocator may have taken
+/// them since, and the last deletion in the journal, read again, may have hit newer ones.
 ///
 /// # Errors
 /// The first difference.
-pub fn same_map(set: &CacheSet, mut before: Vec<(Inode, Extent)>) -> Result<(), String> {
-    before.retain(|(_, e)| e.dirty || set.tree.is_fresh(e));
+pub fn same_map(set: &CacheSet, before: &[(Inode, Extent)]) -> Result<(), String> {
     let now = extents(set);
-    if before == now {
-        return Ok(());
+    let dirty = |all: &[(Inode, Extent)]| -> Vec<(Inode, Extent)> {
+        all.iter().filter(|(_, e)| e.dirty).copied().collect()
+    };
+    let (old, new) = (dirty(before), dirty(&now));
+    if old != new {
+        let i = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+        return Err(format!(
+            "the map changed over a restart: {:?} became {:?} (number {i} of {} and {})",
+            old.get(i),
+            new.get(i),
+            old.len(),
+            new.len()
+        ));
     }
-    let i = before.iter().zip(&now).take_while(|(a, b)| a == b).count();
-    Err(format!(
-        "the map changed over a restart: {:?} became {:?} (number {i} of {} and {})",
-        before.get(i),
-        now.get(i),
-        before.len(),
-        now.len()
-    ))
+    for (inode, e) in &now {
+        let last = before.partition_point(|(i, b)| (i, b.start) <= (inode, e.start));
+        let same = |&&(i, b): &&(Inode, Extent)| {
+            i == *inode && e.end() <= b.end() && b.cut(e.start, e.end()) == *e
+        };
+        if before[..last].last().filter(same).is_none() {
+            return Err(format!("{e:?} came up over a restart"));
+        }
+    }
+    Ok(())
 }
 
 /// The superblock of a backing device, if it has one.
@@ -181,7 +193,12 @@ pub fn clean_data<'a>(
         };
         if !e.dirty && !cache.is_same(e.at, medium, e.start, e.sectors.into()) {
             let device = medium.name();
-            return Err(format!("{e:?} is clean, but {device} holds something else"));
+            let values = |m: &Medium, at| super::oracle::values(&m.peek(at, e.sectors.into()));
+            let (here, there) = (values(cache, e.at), values(medium, e.start));
+            return Err(format!(
+                "{e:?} of volume {} is clean, but {device} holds something else: {there:?}, not {here:?}",
+                inode.0
+            ));
         }
     }
     Ok(())

@@ -16,6 +16,7 @@
 //! | [`plan`] | what a run does, drawn from its seed |
 //! | [`world`] | a set, its volumes, fronts and load over several lives |
 //! | [`check`] | what must be true of a set at rest |
+//! | [`seeds`] | many seeds at once |
 //! | [`stage`] | fronts for the volumes that the lifecycle shows |
 //! | [`machine`] | the whole engine with its lifecycle, driven by a script |
 //! | [`sweep`] | the power cut at every single write of a script |
@@ -30,6 +31,7 @@ pub mod oracle;
 pub mod plan;
 pub mod scenario;
 pub mod sched;
+pub mod seeds;
 pub mod stage;
 pub mod sweep;
 pub mod tight;

@@ -156,7 +156,7 @@ async fn bring_up(m: &Machine, map: Option<Map>) -> Result<(), String> {
         check::clean_data(set, &m.media.fast, m.media.backings())?;
     }
     if let (Some(set), Some(map)) = (&set, map) {
-        check::same_map(set, map)?;
+        check::same_map(set, &map)?;
     }
     for (i, slow) in m.media.slow.iter().enumerate() {
         let Some(slow) = slow else { continue };

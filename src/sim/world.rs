@@ -30,9 +30,10 @@ use crate::request::lane::Outcome;
 use crate::request::owner::{Mark, Volume};
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
-use crate::set::cache::{CacheSet, read_super, write_super};
+use crate::set::cache::{CacheSet, read_super};
 use crate::set::error::SetError;
-use crate::task::{Executor, Lock};
+use crate::set::volume::Backing;
+use crate::task::Executor;
 use crate::units::{Inode, Sector, Uuid};
 
 /// Where the data of a simulated backing device begin.
@@ -85,27 +86,6 @@ pub struct World {
     trace: bool,
     /// What the map held when the set was last stopped in good order.
     stopped_with: Option<Vec<(Inode, Extent)>>,
-}
-
-/// Makes a backing device's superblock say dirty or clean, one after the other.
-pub fn marker(disk: Rc<dyn Disk>) -> Mark {
-    let turn = Rc::new(Lock::default());
-    Box::new(move |dirty| {
-        let (disk, turn) = (disk.clone(), turn.clone());
-        Box::pin(async move {
-            let _turn = turn.lock().await;
-            let Ok(Super::Backing(mut sb)) = read_super(&disk).await else {
-                return Err(crate::disk::IoError::Failed);
-            };
-            let state = match dirty {
-                true => BackingState::Dirty,
-                false => BackingState::Clean,
-            };
-            sb.set_state(state);
-            sb.seq += 1;
-            write_super(&disk, &sb.encode()).await
-        })
-    })
 }
 
 impl World {
@@ -226,11 +206,21 @@ impl World {
         result
     }
 
-    fn crash(&mut self, power: bool) {
-        let media = self.backings.iter().flatten().chain([&self.cache]);
-        for medium in media {
+    fn media(&self) -> impl Iterator<Item = &Rc<Medium>> {
+        self.backings.iter().flatten().chain([&self.cache])
+    }
+
+    /// What is under way on the devices ends somehow.
+    fn end_of_process(&self) {
+        for medium in self.media() {
             medium.kill(&self.rng);
-            if power {
+        }
+    }
+
+    fn crash(&mut self, power: bool) {
+        self.end_of_process();
+        if power {
+            for medium in self.media() {
                 medium.cut_power(&self.rng);
             }
         }
@@ -282,7 +272,7 @@ impl World {
         check::marks(&set, backings())?;
         check::clean_data(&set, &self.cache, backings())?;
         if let Some(before) = self.stopped_with.take() {
-            check::same_map(&set, before)?;
+            check::same_map(&set, &before)?;
         }
         for (i, backing) in disks.into_iter().enumerate() {
             let inode = self.inode(life, &set, i)?;
@@ -325,19 +315,22 @@ impl World {
                 let disk: Rc<dyn Disk> = disk;
                 let reading = {
                     let disk = disk.clone();
-                    async move { read_super(&disk).await }
+                    async move {
+                        // As the lifecycle does: what is relied on here must be durable.
+                        disk.flush()
+                            .await
+                            .map_err(|e| SetError::Io(disk.name(), e))?;
+                        read_super(&disk).await
+                    }
                 };
                 let Super::Backing(sb) = self.wait(life, reading)?.map_err(|e| e.to_string())?
                 else {
                     return Err("a backing device changed its kind".to_string());
                 };
                 let dirty = sb.state() == BackingState::Dirty;
-                set.owner.add_volume(
-                    inode,
-                    Some((disk.clone(), DATA_OFFSET)),
-                    dirty,
-                    marker(disk),
-                )
+                let mark = Backing::new(disk.clone(), sb).marker(set);
+                set.owner
+                    .add_volume(inode, Some((disk, DATA_OFFSET)), dirty, mark)
             }
             None => {
                 let mark: Mark = Box::new(|_| Box::pin(async { Ok(()) }));
@@ -724,9 +717,10 @@ impl World {
         check::counts(&set)?;
         check::no_pins(&set)?;
         self.stopped_with = Some(check::extents(&set));
-        if self.rng.below(2) == 0 {
+        match self.rng.below(2) {
             // What was stopped in good order needs no power.
-            self.crash(true);
+            0 => self.crash(true),
+            _ => self.end_of_process(),
         }
         Ok(())
     }
