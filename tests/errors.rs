@@ -335,15 +335,15 @@ fn write_back_goes_on_around_what_it_cannot_read() {
 fn what_write_back_cannot_read_for_long_makes_the_set_say_so() {
     let (_fast, _slow, machine) = running("writeback");
     assert_eq!(machine.write("Vol0", 0, 16, 7), Outcome::Success);
-    let limit = json!({"set": machine.uuid(), "io_error_limit": 1000});
-    machine.must("bdev_bcache_set_set_options", limit);
     machine.spoil("fast", Sector(0), Sector(65536));
     machine.until("the state", || machine.set()["state"] == "degraded");
     machine.pass(600_000_000);
-    let reads = machine.set()["io_errors"]["reads"]
-        .as_u64()
-        .expect("a count");
-    assert!((3..20).contains(&reads), "{reads} attempts in ten minutes");
+    let set = machine.set();
+    // One bad place is one error, however often it is tried.
+    assert_eq!(
+        (&set["state"], &set["io_errors"]["reads"]),
+        (&json!("degraded"), &json!(1))
+    );
     machine.mend();
     machine.until("write-back", || machine.volume()["dirty_bytes"] == 0);
     machine.die();

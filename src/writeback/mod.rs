@@ -421,7 +421,6 @@ impl Writeback {
     /// Dirty data that the cache device cannot read now: they stay dirty, and rest. An error when
     /// too many do.
     fn unreadable(&self, volume: &Volume, extent: &Extent) -> Result<(), IoError> {
-        self.owner.cache_failed(false);
         // Writes over these data do not wait until they can be read.
         self.owner.stay(volume);
         let now_us = self.exec.now_us();
@@ -429,6 +428,10 @@ impl Writeback {
             .resting
             .borrow_mut()
             .rest(volume.number, extent, now_us);
+        // One bad place is one error, however often it is tried.
+        if tries.is_none_or(|tries| tries == 1) {
+            self.owner.cache_failed(false);
+        }
         if tries == Some(TRIES_QUIET) {
             self.owner.dirty_unreadable(volume.inode, extent);
         }

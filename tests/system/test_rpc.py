@@ -22,6 +22,10 @@ REQUIRED = {
     "bdev_bcache_set_cache_mode": {"name": "V", "mode": "writeback"},
     "bdev_bcache_set_options": {"name": "V"},
     "bdev_bcache_set_set_options": {"set": "8a9ccff6-6f26-4d2a-8c67-4ab0d8c4b5d5"},
+    "bdev_bcache_delete_flash_volume": {"name": "V"},
+    "bdev_bcache_resize_flash_volume": {"name": "V", "size_mb": 1},
+    "bdev_bcache_run": {"name": "V"},
+    "bdev_bcache_forget_volume": {"set": "8a9ccff6-6f26-4d2a-8c67-4ab0d8c4b5d5", "inode": 0},
     "bdev_bcache_get_bdevs": {},
     "bdev_bcache_get_sets": {},
     "bdev_bcache_get_stats": {"name": "V"},
@@ -206,6 +210,79 @@ def test_flash_volume(shared, folder):
     assert shared.call("bdev_bcache_stop_set", set=uuid, limit=60) is True
     shared.call("bdev_bcache_register", bdev_name="cache", limit=60)
     assert volume.wait_volume(shared, "Flash0")["size_bytes"] == 16 * images.MIB
+
+
+def test_flash_volume_is_resized_and_removed(shared, folder):
+    volume.Pair(folder).create(shared)
+    uuid = volume.the_set(shared)["set"]
+    shared.call("bdev_bcache_create_flash_volume", set=uuid, name="Flash0", size_mb=16, limit=60)
+    assert shared.call("bdev_bcache_resize_flash_volume", name="Flash0", size_mb=24, limit=60) is True
+    (bdev,) = shared.call("bdev_get_bdevs", name="Flash0")
+    assert bdev["num_blocks"] * bdev["block_size"] == 24 * images.MIB
+    exported = export.Iscsi("Flash0")
+    device = pattern.Pattern(folder, exported.start(shared))
+    device.write(count=100, align=8, max=8)
+    assert "open" in refused(shared, "bdev_bcache_resize_flash_volume", name="Flash0", size_mb=8,
+                             discard_dirty=True).message
+    exported.stop(shared)
+    assert "discard_dirty" in refused(shared, "bdev_bcache_delete_flash_volume", name="Flash0").message
+    assert "discard_dirty" in refused(shared, "bdev_bcache_resize_flash_volume", name="Flash0", size_mb=1).message
+    assert shared.call("bdev_bcache_resize_flash_volume", name="Flash0", size_mb=8, discard_dirty=True,
+                       limit=60) is True
+    assert shared.call("bdev_bcache_delete_flash_volume", name="Flash0", discard_dirty=True, limit=60) is True
+    assert "Flash0" not in volume.volumes(shared)
+    assert [entry["name"] for entry in volume.the_set(shared)["known_volumes"]] == ["Vol0"]
+    assert refused(shared, "bdev_bcache_delete_flash_volume", name="Vol0").code == INVALID_PARAMS
+
+
+def dirty_volume(target, folder):
+    """A volume with some dirty data that nobody writes back; returns its pair and its set's UUID."""
+    pair = volume.Pair(folder)
+    pair.create(target, mode="writeback")
+    target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False)
+    exported = export.Iscsi("Vol0")
+    pattern.Pattern(folder, exported.start(target)).write(count=100, align=8, max=8)
+    exported.stop(target)
+    return pair, volume.the_set(target)["set"]
+
+
+def test_a_volume_runs_without_its_missing_set_and_takes_it_back(shared, folder):
+    pair, uuid = dirty_volume(shared, folder)
+    shared.call("bdev_bcache_stop_set", set=uuid, limit=60)
+    refused(shared, "bdev_bcache_register", bdev_name=pair.backing_bdev)
+    assert "discard_dirty" in refused(shared, "bdev_bcache_run", name="Vol0").message
+    assert shared.call("bdev_bcache_run", name="Vol0", discard_dirty=True, limit=60) is True
+    entry = volume.volume(shared, "Vol0")
+    assert entry["running"] is True and entry["state"] == "inconsistent"
+    assert superblock.Superblock(pair.backing)["flags"] >> 61 & 3 == 3
+    shared.call("bdev_bcache_register", bdev_name=pair.cache_bdev, limit=60)
+    assert "discard_dirty" in refused(shared, "bdev_bcache_attach", name="Vol0", set=uuid).message
+    assert shared.call("bdev_bcache_attach", name="Vol0", set=uuid, discard_dirty=True, limit=60) is True
+    assert volume.volume(shared, "Vol0")["state"] == "clean"
+
+
+def test_dirty_data_of_a_volume_that_is_gone_are_listed_and_can_be_forgotten(shared, folder):
+    _, uuid = dirty_volume(shared, folder)
+    shared.call("bdev_bcache_delete", name="Vol0", limit=60)
+    (known,) = volume.the_set(shared)["known_volumes"]
+    assert known["attached"] is False and known["dirty_bytes"] > 0 and known["name"] == "Vol0"
+    assert "discard_dirty" in refused(shared, "bdev_bcache_forget_volume", set=uuid, uuid=known["uuid"]).message
+    assert shared.call("bdev_bcache_forget_volume", set=uuid, uuid=known["uuid"], discard_dirty=True,
+                       limit=60) is True
+    found = volume.the_set(shared)
+    assert found["known_volumes"] == [] and found["dirty_bytes"] == 0
+
+
+def test_options_of_errors(shared, folder):
+    volume.Pair(folder).create(shared)
+    found = volume.the_set(shared)
+    assert found["options"]["errors"] == "unregister" and found["options"]["io_error_limit"] == 8
+    assert found["io_errors"] == {"recent": 0, "reads": 0, "writes": 0}
+    words = {"io_error_limit": 100, "io_error_halflife": 5000, "errors": "panic"}
+    assert shared.call("bdev_bcache_set_set_options", set=found["set"], **words) is True
+    assert words.items() <= volume.the_set(shared)["options"].items()
+    for wrong in ({"io_error_limit": 0}, {"errors": "ignore"}, {"io_error_halflife": -1}):
+        assert refused(shared, "bdev_bcache_set_set_options", set=found["set"], **wrong).code == INVALID_PARAMS
 
 
 def test_statistics_count_hits_and_misses(shared, folder):
