@@ -284,9 +284,35 @@ bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks)
 	return spdk_bdev_notify_blockcnt_change(bdev, num_blocks);
 }
 
+/*
+ * Whether a host wants this one write to be durable before it is answered. From 24.05 on the bdev
+ * layer hands on what the NVMe-oF target got; in dword 12 of NVMe's write commands that is bit 30.
+ */
+static bool
+wants_durability(struct spdk_bdev_io *bdev_io)
+{
+#if SINCE(24, 5)
+	return bdev_io->type == SPDK_BDEV_IO_TYPE_WRITE &&
+	       (bdev_io->u.bdev.nvme_cdw12.raw & (1u << 30)) != 0;
+#else
+	(void)bdev_io;
+	return false;
+#endif
+}
+
 void
 bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success)
 {
+	struct bcache_io *io = (struct bcache_io *)bdev_io->driver_ctx;
+
+	if (success && io->kind == BCACHE_WRITE && wants_durability(bdev_io)) {
+		/* The volume's flush covers all writes that are done, this one too. */
+		io->kind = BCACHE_FLUSH;
+		io->iovs = NULL;
+		io->iovcnt = 0;
+		bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(spdk_bdev_io_get_io_channel(bdev_io)), io);
+		return;
+	}
 	spdk_bdev_io_complete(bdev_io, success ? SPDK_BDEV_IO_STATUS_SUCCESS :
 			      SPDK_BDEV_IO_STATUS_FAILED);
 }
