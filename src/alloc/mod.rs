@@ -369,6 +369,21 @@ impl Alloc {
         self.reclaimable.notify();
     }
 
+    /// How far the generation is ahead of the oldest pointer there may be, at most 96.
+    pub fn gen_distance(&self, bucket: BucketNr) -> i8 {
+        let oldest = self.table.borrow()[bucket.index()].oldest;
+        self.gens.generation(bucket).ahead_of(oldest)
+    }
+
+    /// A generation further ahead than the format allows would make old pointers look fresh.
+    fn check_gen(&self, bucket: BucketNr) {
+        let ahead = self.gen_distance(bucket);
+        assert!(
+            (0..=MAX_GEN_DISTANCE as i8).contains(&ahead),
+            "{bucket:?} is {ahead} generations ahead of its oldest pointer"
+        );
+    }
+
     /// Holds a bucket against invalidation.
     pub fn pin(&self, bucket: BucketNr) {
         let mut table = self.table.borrow_mut();
@@ -503,9 +518,12 @@ impl Alloc {
         ((n / 32).clamp(4, 4096) + self.reserve(Purpose::Data)).max(asked)
     }
 
+    /// Whether the generation may not be raised before the next sweep. One step before the limit, for
+    /// a bucket that becomes a btree node is raised once more when the node is let go.
     fn near_gen_limit(&self, slot: &Bucket, bucket: BucketNr) -> bool {
         let ahead = self.gens.generation(bucket).ahead_of(slot.oldest);
-        ahead >= MAX_GEN_DISTANCE as i8 - 1
+        // Below zero: what was loaded was damaged, and a sweep sets it right.
+        !(0..MAX_GEN_DISTANCE as i8 - 1).contains(&ahead)
     }
 }
 

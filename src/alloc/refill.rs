@@ -180,6 +180,7 @@ impl Alloc {
             self.table.borrow_mut()[bucket.index()].live_sectors = 0;
             let next = self.gens.generation(bucket).next();
             self.gens.set_generation(bucket, next);
+            self.check_gen(bucket);
             done.push(bucket);
         }
         if self.move_wanted() {
