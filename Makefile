@@ -13,7 +13,7 @@ PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 # what `make test` runs of the system tests: PYTEST="-k vhost -x" narrows it down
 PYTEST ?=
 
-.PHONY: help build demo test lint unit system bdevperf bench clean packages packages-test hugepages
+.PHONY: help build demo test lint unit system bdevperf bench bench-engine clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target: $(TARGET_DIR)/release/bcache_tgt'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      compare malloc, passthru, OCF and ours with bdevperf'
+	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
 	@echo
 	@echo 'SPDK_DIR=…      a built SPDK tree, 20.07 to 26.05, instead of the one spdk/setup.sh builds'
@@ -67,6 +68,12 @@ test: packages-test hugepages
 
 bench: build bdevperf hugepages
 	@$(RUN) $(PYTHON) tests/bench/compare.py
+
+# KEYS=100000000 takes 5 GB of memory
+bench-engine: packages
+	@$(RUN) cargo bench --locked --bench recovery -- $(or $(KEYS),1000000 10000000)
+	@$(RUN) cargo bench --locked --bench slices
+	@$(RUN) cargo bench --locked --bench index
 
 clean:
 	@$$(spdk/rust.sh path)/cargo clean
