@@ -16,7 +16,7 @@ PYTEST ?=
 SEEDS ?= 1000
 FIRST ?= 1
 
-.PHONY: help build demo test lint unit sim system bdevperf bench clean packages packages-test hugepages
+.PHONY: help build demo test lint unit sim system bdevperf bench bench-engine clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
@@ -26,6 +26,7 @@ help:
 	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      compare malloc, passthru, OCF and ours with bdevperf'
+	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
 	@echo
 	@echo 'SPDK_DIR=…      a built SPDK tree, 20.07 to 26.05, instead of the one spdk/setup.sh builds'
@@ -77,6 +78,12 @@ test: packages-test hugepages
 
 bench: build bdevperf hugepages
 	@$(RUN) $(PYTHON) tests/bench/compare.py
+
+# KEYS=100000000 takes 5 GB of memory
+bench-engine: packages
+	@$(RUN) cargo bench --locked --bench recovery -- $(or $(KEYS),1000000 10000000)
+	@$(RUN) cargo bench --locked --bench slices
+	@$(RUN) cargo bench --locked --bench index
 
 clean:
 	@$$(spdk/rust.sh path)/cargo clean

@@ -32,6 +32,10 @@ pub const RESERVED_SECTORS: u64 = 16;
 pub const MAX_JOURNAL_BUCKETS: usize = 256;
 /// Journal buckets that a set gets at least.
 pub const MIN_JOURNAL_BUCKETS: u64 = 2;
+/// Blocks of the shortest journal that a set can work with. The smallest set that Linux starts has
+/// as many: eight buckets of one block. One entry with keys, one for a new root, one for each writing
+/// of the priorities that the writer of the btree may wait for before it has a root to write.
+pub const MIN_JOURNAL_BLOCKS: u64 = 8;
 /// Bytes of the longest journal entry.
 pub const MAX_JSET_BYTES: usize = 32 << 10;
 

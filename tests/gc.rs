@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use spdk_bcache::alloc::Purpose;
 use spdk_bcache::disk::Disk;
-use spdk_bcache::format::superblock::{CacheSuper, SUPER_SECTOR, Super};
+use spdk_bcache::format::superblock::{CacheSuper, SUPER_SECTOR, Super, parse};
 use spdk_bcache::gc;
 use spdk_bcache::index::Extent;
 use spdk_bcache::rng::Rng;
@@ -17,7 +17,7 @@ use spdk_bcache::sim::disk::{Medium, SimDisk};
 use spdk_bcache::sim::host::SimHost;
 use spdk_bcache::sim::sched::Sched;
 use spdk_bcache::task::Executor;
-use spdk_bcache::units::{Inode, Sector};
+use spdk_bcache::units::{BucketNr, Inode, Sector};
 
 const INODE: Inode = Inode(3);
 
@@ -38,12 +38,24 @@ struct Life {
 
 impl Rig {
     fn new(seed: u64, nbuckets: u64, bucket_sectors: u32) -> Rig {
+        Rig::with_blocks(seed, nbuckets, bucket_sectors, 1)
+    }
+
+    fn with_blocks(seed: u64, nbuckets: u64, bucket_sectors: u32, block: u16) -> Rig {
         let rng = Rc::new(Rng::new(seed));
         let sectors = nbuckets * u64::from(bucket_sectors);
         let medium = Medium::new("cache", sectors, 1);
-        let sb = CacheSuper::new(rng.uuid(), rng.uuid(), sectors, 1, bucket_sectors).unwrap();
-        medium.poke(SUPER_SECTOR, &sb.encode());
+        let sb = CacheSuper::new(rng.uuid(), rng.uuid(), sectors, block, bucket_sectors);
+        medium.poke(SUPER_SECTOR, &sb.unwrap().encode());
         Rig { rng, medium }
+    }
+
+    fn sb(&self) -> CacheSuper {
+        let bytes = self.medium.peek(SUPER_SECTOR, 8);
+        match parse(&bytes) {
+            Ok(Super::Cache(sb)) => sb,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn boot(&self) -> (Life, Rc<CacheSet>) {
@@ -271,4 +283,50 @@ fn only_keys_that_are_unchanged_move() {
     assert_eq!(now, [(to, true), (to + 8, true), (to + 2, false)]);
     check::counts(&set).unwrap();
     set.alloc.unpin(bucket);
+}
+
+#[test]
+fn generations_wrap_without_a_pointer_left_behind() {
+    let rig = Rig::new(5, 128, 16);
+    let (life, set) = rig.boot();
+    // The same few sectors again and again: every bucket is reused some hundred times.
+    let mut most = 0;
+    let mut reused = 0u64;
+    let gens = set.alloc.gens.clone();
+    let mut last: Vec<u8> = (0..128).map(|b| gens.generation(BucketNr(b)).0).collect();
+    for _ in 0..900 {
+        life.run(fill(set.clone(), 480, 1)).unwrap();
+        check::counts(&set).unwrap();
+        for b in 0..128 {
+            let now = gens.generation(BucketNr(b)).0;
+            reused += u64::from(now.wrapping_sub(last[b as usize]));
+            last[b as usize] = now;
+            most = most.max(set.alloc.gen_distance(BucketNr(b)));
+        }
+    }
+    assert!(reused > 100 * 256, "{reused}");
+    assert!(
+        (1..=96).contains(&most),
+        "{most} ahead of the oldest pointer"
+    );
+    let before = keys(&set);
+    stop(&life, &set);
+    let (_life, set) = rig.boot();
+    assert_eq!(keys(&set), before);
+}
+
+#[test]
+fn a_journal_that_is_too_short_is_refused() {
+    let rig = Rig::with_blocks(6, 128, 8, 8);
+    let disk: Rc<dyn Disk> = SimDisk::new(rig.medium.clone(), Sched::new(0, rig.rng.clone()));
+    let life = Life {
+        sched: Sched::new(0, rig.rng.clone()),
+        exec: Executor::new(),
+        medium: rig.medium.clone(),
+        cut_at: None,
+    };
+    let (host, exec, sb) = (SimHost::new(rig.rng.clone()), life.exec.clone(), rig.sb());
+    let started = life.run(async move { CacheSet::start(&host, exec, disk, sb).await });
+    let why = started.unwrap().err().map(|e| e.to_string());
+    assert!(why.unwrap().contains("a journal of 2 blocks is too short"));
 }

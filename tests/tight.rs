@@ -70,6 +70,11 @@ fn filled_by_volumes_of_its_own() {
 }
 
 #[test]
+fn filled_beyond_what_they_may() {
+    lives("beyond", Plan::beyond, 4);
+}
+
+#[test]
 fn as_small_as_it_gets() {
     lives("smallest", Plan::smallest, 8);
 }

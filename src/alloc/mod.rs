@@ -35,9 +35,10 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Latch, Stopped};
 use crate::format::prio::{buckets_needed, per_bucket};
+use crate::index::Extent;
 use crate::journal::{Journal, Shape};
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
-use crate::task::Notify;
+use crate::task::{Notify, yield_now};
 use crate::units::{BucketNr, Gen, Sector};
 use gens::Gens;
 
@@ -104,6 +105,9 @@ pub const PARTS_MAX: usize = 3;
 pub const fn step_nodes(level: u16) -> usize {
     PARTS_MAX * (level as usize + 1) + 1
 }
+
+/// Buckets looked at in one step of the poller: about 10 µs.
+const SLICE: usize = 2048;
 
 /// Buckets of the uuid table's next copy: its writer is the only one besides the btree's.
 const UUID_RESERVE: usize = 1;
@@ -369,6 +373,21 @@ impl Alloc {
         self.reclaimable.notify();
     }
 
+    /// How far the generation is ahead of the oldest pointer there may be, at most 96.
+    pub fn gen_distance(&self, bucket: BucketNr) -> i8 {
+        let oldest = self.table.borrow()[bucket.index()].oldest;
+        self.gens.generation(bucket).ahead_of(oldest)
+    }
+
+    /// A generation further ahead than the format allows would make old pointers look fresh.
+    fn check_gen(&self, bucket: BucketNr) {
+        let ahead = self.gen_distance(bucket);
+        assert!(
+            (0..=MAX_GEN_DISTANCE as i8).contains(&ahead),
+            "{bucket:?} is {ahead} generations ahead of its oldest pointer"
+        );
+    }
+
     /// Holds a bucket against invalidation.
     pub fn pin(&self, bucket: BucketNr) {
         let mut table = self.table.borrow_mut();
@@ -463,10 +482,12 @@ impl Alloc {
         census
     }
 
-    /// Whether a pointer of this generation speaks of data whose bucket may already be reused, but
-    /// only in memory: on disk the pointer is still good.
-    pub fn is_invalid_in_memory_only(&self, bucket: BucketNr) -> bool {
-        self.state(bucket) == Use::Invalid
+    /// Whether an extent is stale in memory alone: its bucket is just being invalidated, and on disk
+    /// the generation of the pointer is still the bucket's.
+    pub fn is_invalid_in_memory_only(&self, extent: &Extent) -> bool {
+        let bucket = self.gens.bucket_of(extent.at);
+        let ahead = self.gens.generation(bucket).ahead_of(extent.generation);
+        self.state(bucket) == Use::Invalid && ahead == 1
     }
 
     /// Whether stale keys should be swept before more buckets can be reused.
@@ -475,23 +496,35 @@ impl Alloc {
     }
 
     /// The generations that a sweep starting now may rely on: those of buckets that are not in
-    /// the middle of being invalidated.
-    pub fn sweep_start(&self) -> Vec<Gen> {
+    /// the middle of being invalidated. Looks at `SLICE` buckets a step.
+    pub async fn sweep_start(&self) -> Vec<Gen> {
         self.invalidated_since_sweep.set(0);
         self.sweep_wanted.set(false);
-        let table = self.table.borrow();
-        (0..table.len())
-            .map(|b| match table[b].state {
-                Use::Invalid => table[b].oldest,
-                _ => self.gens.generation(BucketNr(b as u32)),
-            })
-            .collect()
+        let mut all = Vec::with_capacity(self.gens.len());
+        while all.len() < self.gens.len() {
+            {
+                let table = self.table.borrow();
+                let end = (all.len() + SLICE).min(table.len());
+                all.extend((all.len()..end).map(|b| match table[b].state {
+                    Use::Invalid => table[b].oldest,
+                    _ => self.gens.generation(BucketNr(b as u32)),
+                }));
+            }
+            yield_now().await;
+        }
+        all
     }
 
     /// A sweep is done: no pointer is older than what [`sweep_start`](Self::sweep_start) returned.
-    pub fn sweep_end(&self, oldest: &[Gen]) {
-        for (slot, &oldest) in self.table.borrow_mut().iter_mut().zip(oldest) {
-            slot.oldest = oldest;
+    pub async fn sweep_end(&self, oldest: &[Gen]) {
+        for (nth, part) in oldest.chunks(SLICE).enumerate() {
+            {
+                let mut table = self.table.borrow_mut();
+                for (slot, &oldest) in table[nth * SLICE..].iter_mut().zip(part) {
+                    slot.oldest = oldest;
+                }
+            }
+            yield_now().await;
         }
         self.reclaimable.notify();
         self.wanted.notify();
@@ -503,9 +536,12 @@ impl Alloc {
         ((n / 32).clamp(4, 4096) + self.reserve(Purpose::Data)).max(asked)
     }
 
+    /// Whether the generation may not be raised before the next sweep. One step before the limit, for
+    /// a bucket that becomes a btree node is raised once more when the node is let go.
     fn near_gen_limit(&self, slot: &Bucket, bucket: BucketNr) -> bool {
         let ahead = self.gens.generation(bucket).ahead_of(slot.oldest);
-        ahead >= MAX_GEN_DISTANCE as i8 - 1
+        // Below zero: what was loaded was damaged, and a sweep sets it right.
+        !(0..MAX_GEN_DISTANCE as i8 - 1).contains(&ahead)
     }
 }
 

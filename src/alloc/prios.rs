@@ -7,7 +7,7 @@ use crate::disk::{Disk, IoError, Stopped};
 use crate::format::prio::{AT_NEXT, PrioError, PrioSet, parse, per_bucket};
 use crate::journal::Shape;
 use crate::limits::{BTREE_PRIO, INITIAL_PRIO, meta_bucket_bytes};
-use crate::task::join_all;
+use crate::task::{join_all, yield_now};
 use crate::units::{BucketNr, Gen};
 
 /// Why the priorities could not be read.
@@ -162,6 +162,8 @@ impl Alloc {
             let mut buf = self.disk.alloc(bytes);
             set.encode(self.shape.set_magic, &mut buf);
             writes.push(self.disk.write(self.shape.sector_of(place), buf));
+            // A bucket of priorities a step. What is freed by this writing was raised before it.
+            yield_now().await;
         }
         for ((_, done), place) in join_all(writes).await.into_iter().zip(places) {
             done.map_err(|why| {

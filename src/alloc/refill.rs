@@ -10,14 +10,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 
-use super::{Alloc, Use};
+use super::{Alloc, SLICE, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
 use crate::task::{either, yield_now};
 use crate::units::BucketNr;
-
-/// Buckets looked at in one step of the poller: about 10 µs.
-const SLICE: usize = 2048;
 
 impl Alloc {
     /// The task that keeps the free list filled. Ends when the latch trips or on `stop`.
@@ -181,6 +178,7 @@ impl Alloc {
             self.table.borrow_mut()[bucket.index()].live_sectors = 0;
             let next = self.gens.generation(bucket).next();
             self.gens.set_generation(bucket, next);
+            self.check_gen(bucket);
             done.push(bucket);
         }
         if self.move_wanted() {

@@ -10,12 +10,10 @@
 
 use std::collections::BinaryHeap;
 
-use super::{Alloc, Purpose, Use};
+use super::{Alloc, Purpose, SLICE, Use};
 use crate::task::yield_now;
 use crate::units::BucketNr;
 
-/// Buckets looked at in one step.
-const SLICE: usize = 2048;
 /// Buckets emptied in one pass over the map.
 const CHOSEN_MAX: usize = 4096;
 

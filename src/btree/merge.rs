@@ -19,6 +19,7 @@ use super::{Pos, Tree};
 use crate::alloc::{PARTS_MAX, step_nodes};
 use crate::disk::Stopped;
 use crate::format::key::{Key, MAX_BYTES};
+use crate::task::yield_now;
 use crate::units::{JournalSeq, Sector};
 
 /// Nodes that are joined at most; as many as the kernel joins.
@@ -245,6 +246,8 @@ impl Tree {
             self.alloc.set_node_debt(nodes.debt());
             pins
         };
+        // Gathering the keys was a step, making nodes of them is another.
+        yield_now().await;
         let new = self.write_new(0, start, end, parts).await?;
         self.replace(parent, ids.clone(), &new).await?;
         self.swap_leaves(&ids, &new);

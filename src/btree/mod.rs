@@ -39,7 +39,7 @@ use crate::format::key::{Key, Ptr};
 use crate::index::{Domain, Extent, Index, Lookup, Writer};
 use crate::journal::{Journal, Shape};
 use crate::rng::Rng;
-use crate::task::Notify;
+use crate::task::{Notify, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
 pub use load::LoadError;
@@ -55,6 +55,9 @@ const PENDING_SPANS: usize = 2048;
 
 /// The longest range that one deletion key covers: the largest power of two that a key's size holds.
 const DELETE_SECTORS_MAX: u64 = 32768;
+
+/// Extents that one step of a deletion looks at.
+const DELETE_EXTENTS: usize = 1024;
 
 /// The journal has no room: nothing was changed, wait for [`Journal::room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,12 +288,13 @@ impl Tree {
         let mut at = start;
         while at < end {
             let mut runs: Vec<(Sector, Sector)> = Vec::new();
-            let mut next = end;
+            let (mut next, mut looked) = (end, 0);
             self.scan(inode, at, end, &mut |e| {
-                if runs.len() == 64 {
+                if runs.len() == 64 || looked == DELETE_EXTENTS {
                     next = e.start;
                     return false;
                 }
+                looked += 1;
                 if keep_dirty && e.dirty && self.is_fresh(&e) {
                     return true;
                 }
@@ -307,8 +311,8 @@ impl Tree {
                 self.delete_run(inode, from, to).await?;
             }
             at = next.max(at);
-            if runs.is_empty() {
-                break;
+            if at < end {
+                yield_now().await;
             }
         }
         Ok(())

@@ -173,6 +173,8 @@ impl Tree {
                 Plan::Append(append) => appends.push(append),
                 Plan::Rewrite => full.push(id),
             }
+            // A leaf a step.
+            yield_now().await;
         }
         if !appends.is_empty() {
             self.write_appends(appends).await?;

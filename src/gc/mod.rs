@@ -40,7 +40,7 @@ pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>) {
 /// # Errors
 /// The set has stopped.
 pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
-    let oldest = tree.alloc.sweep_start();
+    let oldest = tree.alloc.sweep_start().await;
     for inode in tree.inodes() {
         let mut at = Sector(0);
         loop {
@@ -52,8 +52,7 @@ pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
                     return false;
                 }
                 looked += 1;
-                let bucket = tree.alloc.gens.bucket_of(e.at);
-                if !tree.is_fresh(&e) && !tree.alloc.is_invalid_in_memory_only(bucket) {
+                if !tree.is_fresh(&e) && !tree.alloc.is_invalid_in_memory_only(&e) {
                     stale.push(e);
                 }
                 true
@@ -74,7 +73,7 @@ pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
     // The journal's oldest needed entry moves on with this one.
     tree.journal.set_roots(|_| ());
     tree.journal.commit_roots().await?;
-    tree.alloc.sweep_end(&oldest);
+    tree.alloc.sweep_end(&oldest).await;
     Ok(())
 }
 

@@ -173,6 +173,10 @@ impl<L: Lane> Front<L> {
                 }
             }
             Reply::Dry => link.clean.dry(),
+            Reply::Full => {
+                link.dirty.dry();
+                self.fail_line();
+            }
         }
     }
 
@@ -596,9 +600,10 @@ impl<L: Lane> Front<L> {
         }
     }
 
-    /// The set has stopped: no space will come.
+    /// No space will come: the set has stopped, or is full of what cannot be written back.
     fn fail_line(&self) {
-        for token in self.line.take() {
+        let waiting = self.line.take();
+        for token in waiting {
             let io = self.lane.io(token);
             io.queued.set(false);
             io.failed.set(true);

@@ -202,6 +202,8 @@ pub enum Reply {
     },
     /// No bucket for clean data now.
     Dry,
+    /// No bucket for dirty data, and none will come: who waits for space fails.
+    Full,
 }
 
 /// The ring of replies to one front.

@@ -125,6 +125,18 @@ impl Volume {
     }
 }
 
+/// How long writes wait for space when nothing makes any; no write-back, no moving of data.
+const STUCK_US: u64 = 10_000_000;
+
+/// A moment of the line for space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stuck {
+    since_us: u64,
+    /// What changes when anything makes space.
+    dirty_sectors: u64,
+    waiting: usize,
+}
+
 struct FrontEnd {
     outbox: Outbox,
     granted: RefCell<Vec<BucketNr>>,
@@ -146,6 +158,8 @@ pub struct Owner {
     parked: RefCell<Vec<Message>>,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
+    /// Since when the first in that line waits while nothing is freed or written back.
+    stuck: Cell<Option<Stuck>>,
     /// Tasks of this owner that hold a range or a host I/O.
     pub tasks: Cell<usize>,
     /// Notified when a range is released or a task ends.
@@ -167,6 +181,7 @@ impl Owner {
             parked: RefCell::default(),
             backlog: RefCell::default(),
             wanting: RefCell::default(),
+            stuck: Cell::new(None),
             tasks: Cell::new(0),
             released: Notify::default(),
         })
@@ -280,6 +295,7 @@ impl Owner {
         }
         if !self.wanting.borrow().is_empty() {
             self.grant_wanting();
+            self.give_up();
         }
         for front in self.fronts.borrow().iter().flatten() {
             front.outbox.flush();
@@ -722,6 +738,33 @@ impl Owner {
             };
             self.wanting.borrow_mut().pop_front();
             self.grant(front, true, taken);
+        }
+    }
+
+    /// Tells those in line for space that there is none, when for a long time nothing was written
+    /// back and no bucket became free: volumes without a backing device have filled the cache, or
+    /// the backing devices fail. A host must have its answer.
+    fn give_up(&self) {
+        let alloc = &self.tree.alloc;
+        let now = Stuck {
+            since_us: self.exec.now_us(),
+            dirty_sectors: alloc.dirty_sectors(),
+            waiting: self.wanting.borrow().len(),
+        };
+        let waits = now.waiting > 0 && alloc.is_starving() && alloc.data_ready() == 0;
+        let before = self.stuck.get().filter(|before| {
+            waits && before.dirty_sectors == now.dirty_sectors && before.waiting <= now.waiting
+        });
+        let Some(before) = before else {
+            return self.stuck.set(waits.then_some(now));
+        };
+        if now.since_us < before.since_us + STUCK_US {
+            return;
+        }
+        self.stuck.set(None);
+        log::error!("the cache is full of dirty data that cannot be written back: writes fail");
+        for front in self.wanting.take() {
+            self.reply(front, Reply::Full);
         }
     }
 

@@ -28,7 +28,9 @@ use crate::index::Domain;
 use crate::journal::replay::{self, Placed, Replay};
 use crate::journal::ring::{Ring, Slot};
 use crate::journal::{Journal, Roots, Shape, Start};
-use crate::limits::{INITIAL_PRIO, meta_bucket_bytes, meta_bucket_sectors};
+use crate::limits::{
+    INITIAL_PRIO, MIN_JOURNAL_BLOCKS, journal_buckets, meta_bucket_bytes, meta_bucket_sectors,
+};
 use crate::request::owner::Owner;
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
@@ -168,6 +170,15 @@ impl CacheSet {
                 set_sectors: sb.block_sectors.into(),
                 device_sectors: disk.block_sectors(),
             });
+        }
+        let journal_blocks = journal_buckets(sb.nbuckets) * u64::from(sb.bucket_sectors)
+            / u64::from(sb.block_sectors);
+        if journal_blocks < MIN_JOURNAL_BLOCKS {
+            return Err(SetError::Invalid(format!(
+                "{}: a journal of {journal_blocks} blocks is too short, {MIN_JOURNAL_BLOCKS} are \
+                 needed: format the device with larger buckets or smaller blocks",
+                disk.name()
+            )));
         }
         sb.last_mount = host.now_s();
         if sb.sync() && !sb.journal_buckets.is_empty() {

@@ -40,6 +40,21 @@ pub fn extents(set: &CacheSet) -> Vec<(Inode, Extent)> {
     all
 }
 
+/// Which ranges of which volume are dirty (true) or clean, wherever they lie: (volume, first sector,
+/// the one behind the last, dirty).
+pub fn ranges(extents: &[(Inode, Extent)]) -> Vec<(Inode, Sector, Sector, bool)> {
+    let mut ranges: Vec<(Inode, Sector, Sector, bool)> = Vec::new();
+    for &(inode, e) in extents {
+        match ranges.last_mut() {
+            Some(last) if last.0 == inode && last.2 == e.start && last.3 == e.dirty => {
+                last.2 = e.end();
+            }
+            _ => ranges.push((inode, e.start, e.end(), e.dirty)),
+        }
+    }
+    ranges
+}
+
 /// Compares the allocator's counts with the map's.
 ///
 /// # Errors
@@ -103,8 +118,9 @@ pub fn counts(set: &CacheSet) -> Result<(), String> {
 /// The first difference.
 pub fn same_map(set: &CacheSet, before: &[(Inode, Extent)]) -> Result<(), String> {
     let now = extents(set);
-    let dirty = |all: &[(Inode, Extent)]| -> Vec<(Inode, Extent)> {
-        all.iter().filter(|(_, e)| e.dirty).copied().collect()
+    let dirty = |all: &[(Inode, Extent)]| {
+        let all: Vec<_> = all.iter().filter(|(_, e)| e.dirty).copied().collect();
+        ranges(&all)
     };
     let (old, new) = (dirty(before), dirty(&now));
     if old != new {
@@ -117,13 +133,15 @@ pub fn same_map(set: &CacheSet, before: &[(Inode, Extent)]) -> Result<(), String
             new.len()
         ));
     }
-    for (inode, e) in &now {
-        let last = before.partition_point(|(i, b)| (i, b.start) <= (inode, e.start));
-        let same = |&&(i, b): &&(Inode, Extent)| {
-            i == *inode && e.end() <= b.end() && b.cut(e.start, e.end()) == *e
-        };
-        if before[..last].last().filter(same).is_none() {
-            return Err(format!("{e:?} came up over a restart"));
+    let old = ranges(before);
+    for (inode, start, end, dirty) in ranges(&now) {
+        let last = old.partition_point(|r| (r.0, r.1) <= (inode, start));
+        let same = old[..last].last();
+        if !same.is_some_and(|r| r.0 == inode && end <= r.2 && r.3 == dirty) {
+            return Err(format!(
+                "sectors {start:?} to {end:?} of volume {} came up over a restart",
+                inode.0
+            ));
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Plans that leave a cache no room: whatever a host does, it must go on and answer in time.
 
+use super::disk::Faults;
 use super::plan::{End, Plan, VolumePlan};
 use crate::format::superblock::CacheMode;
 use crate::rng::Rng;
@@ -80,14 +81,33 @@ impl Plan {
     /// Volumes without a backing device that fill what they may, overwritten in small pieces.
     pub fn flash(seed: u64) -> Plan {
         let volumes = match seed % 2 {
-            0 => vec![flash(2048)],
-            _ => vec![flash(1024), writeback(4096), flash(1024)],
+            0 => vec![flash(2560)],
+            _ => vec![flash(1280), writeback(4096), flash(1280)],
         };
         Plan {
             volumes,
             io_sectors_max: [1, 8][(seed / 2 % 2) as usize],
             clears: 2 * (seed % 2),
             ops: 8_000,
+            ..Plan::tight(seed)
+        }
+    }
+
+    /// Volumes without a backing device that are larger than the cache: writes fail when there is no
+    /// more space, all else goes on.
+    pub fn beyond(seed: u64) -> Plan {
+        Plan {
+            volumes: match seed % 2 {
+                0 => vec![flash(6000)],
+                _ => vec![writeback(2048), flash(6000)],
+            },
+            io_sectors_max: [1, 64][(seed / 2 % 2) as usize],
+            clears: 5,
+            // Says that I/O may fail; none ever does for this reason.
+            backing_faults: Faults {
+                read: 1 << 60,
+                ..Faults::default()
+            },
             ..Plan::tight(seed)
         }
     }
