@@ -11,10 +11,14 @@
 mod fixtures;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
-use fixtures::hostile::{Target, open};
+use fixtures::hostile::{Target, open, register};
 use fixtures::lab::Lab;
+use fixtures::load;
+use fixtures::reader::SUPER;
 use spdk_bcache::format::key::Ptr;
+use spdk_bcache::format::superblock::{SUPER_BYTES, reseal};
 use spdk_bcache::limits::MAX_KEY_OFFSET;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::disk::Medium;
@@ -248,4 +252,36 @@ fn what_is_refused_is_said_with_its_place_and_not_written_to() {
             "number {i} was written to"
         );
     }
+}
+
+/// Superblocks of both devices changed at random, and the whole way that devices come in by.
+#[test]
+fn hostile_superblocks_are_taken_or_refused_whole() {
+    let golden = load("clean-dirty");
+    let mut taken = [0u64; 2];
+    for seed in 0..number("HOSTILE_RUNS").unwrap_or(24) {
+        let rng = Rng::new(seed ^ 0x7375_7065);
+        let mut images = [golden.cache.clone(), golden.backings[0].clone()];
+        for image in &mut images {
+            for _ in 0..rng.below(3) {
+                let mut bytes: [u8; SUPER_BYTES] = image[SUPER].try_into().expect("its length");
+                spoil(&mut bytes[..280], &rng);
+                reseal(&mut bytes);
+                image[SUPER].copy_from_slice(&bytes);
+            }
+        }
+        let names = ["fast", "slow"].into_iter();
+        let media = names
+            .zip(images)
+            .map(|(n, bytes)| Medium::with_bytes(n, bytes, 1));
+        let mut media: Vec<Rc<Medium>> = media.collect();
+        if rng.below(2) == 0 {
+            media.reverse();
+        }
+        for (medium, is_taken) in media.iter().zip(register(seed, &media)) {
+            taken[usize::from(medium.label() == "slow")] += u64::from(is_taken);
+        }
+    }
+    eprintln!("caches taken: {}, backing devices: {}", taken[0], taken[1]);
+    assert!(taken[0] > 0 && taken[1] > 0);
 }

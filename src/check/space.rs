@@ -308,7 +308,7 @@ impl Check<'_> {
         sum.cached_bytes += bytes;
         sum.dirty_bytes += if key.dirty { bytes } else { 0 };
         // Clean keys of a volume that was detached may still stand there; nobody looks them up.
-        if entry.is_free() || (entry.is_invalidated() && key.dirty) {
+        if !entry.is_live() && key.dirty {
             let what = if entry.is_free() {
                 "never was"
             } else {
