@@ -36,10 +36,14 @@ pub const BROKEN: Faults = Faults {
     flush: 1,
 };
 
+/// Ranges of a device, shared with whoever changes them.
+type Ranges = Rc<RefCell<Vec<(Sector, Sector)>>>;
+type Look = Box<dyn Fn(bool)>;
+
 /// A device as the engine's own I/O sees it: some ranges of it may not be readable.
 struct Flaky {
     inner: Rc<SimDisk>,
-    bad: Rc<RefCell<Vec<(Sector, Sector)>>>,
+    bad: Ranges,
 }
 
 impl Disk for Flaky {
@@ -108,12 +112,12 @@ pub struct TestHost {
     rng: Rc<Rng>,
     sched: Sched,
     disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
-    bad: RefCell<BTreeMap<String, Rc<RefCell<Vec<(Sector, Sector)>>>>>,
+    bad: RefCell<BTreeMap<String, Ranges>>,
     shown: RefCell<BTreeMap<String, Shown>>,
     ended: RefCell<BTreeMap<u64, Ended>>,
     next_tag: Cell<u64>,
     /// Called when a volume is about to be made of something else, and whether with a cache.
-    pub on_replace: RefCell<Option<Box<dyn Fn(bool)>>>,
+    pub on_replace: RefCell<Option<Look>>,
     /// The sizes that hosts were told of, in sectors.
     pub resized: RefCell<Vec<(String, u64)>>,
     /// Why the process would have ended itself.
