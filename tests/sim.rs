@@ -50,3 +50,13 @@ fn lives_with_a_deep_tree_lose_nothing() {
 fn lives_in_which_generations_wrap_lose_nothing() {
     lives_lose_nothing(Draw::Churn, 4);
 }
+
+#[test]
+fn lives_with_ill_devices_lose_nothing() {
+    lives_lose_nothing(Draw::Ill, 100);
+}
+
+#[test]
+fn a_cache_device_that_lies_is_survived() {
+    lives_lose_nothing(Draw::Lying, 100);
+}

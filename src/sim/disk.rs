@@ -42,6 +42,19 @@ pub struct Faults {
     pub flush: u64,
 }
 
+/// Ways in which a device is ill, each in one of so many requests; 0 is never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ills {
+    /// Some sectors of a write cannot be read until they are written again.
+    pub latent: u64,
+    /// A request is answered after a second to a minute and a half.
+    pub slow: u64,
+    /// A write lands elsewhere, and is answered as if it had not.
+    pub misdirected: u64,
+    /// A write lands nowhere, and is answered as if it had.
+    pub lost: u64,
+}
+
 /// Counts what the devices of a machine are told to write and to flush, and cuts the power at one
 /// of these steps: that one still reaches its device's volatile cache, no later one does, and
 /// nothing is answered any more.
@@ -85,6 +98,12 @@ pub struct Medium {
     durable: RefCell<Vec<u8>>,
     pending: RefCell<Vec<Pending>>,
     next_nr: Cell<u64>,
+    /// Its illnesses.
+    pub ills: Cell<Ills>,
+    /// Requests that it failed, or did wrong.
+    pub faulted: Cell<u64>,
+    /// Sectors that cannot be read: from, to.
+    bad: RefCell<Vec<(u64, u64)>>,
     /// Whether flushes do nothing: the canary that a simulator must notice.
     pub ignore_flush: Cell<bool>,
     /// The writes given to it since it was made.
@@ -116,6 +135,9 @@ impl Medium {
             visible: RefCell::new(bytes),
             pending: RefCell::default(),
             next_nr: Cell::new(0),
+            ills: Cell::default(),
+            faulted: Cell::new(0),
+            bad: RefCell::default(),
             ignore_flush: Cell::new(false),
             writes: Cell::new(0),
             faults: Cell::default(),
@@ -169,6 +191,38 @@ impl Medium {
     /// Whether there is power for one more write or flush.
     fn step(&self) -> bool {
         self.fuse.borrow().as_ref().is_none_or(|fuse| fuse.step())
+    }
+
+    /// Nothing is wrong with it any more. What it holds stays.
+    pub fn cure(&self) {
+        self.faults.take();
+        self.ills.take();
+        self.bad.take();
+    }
+
+    fn is_bad(&self, at: Sector, sectors: u64) -> bool {
+        let bad = self.bad.borrow();
+        let hit = bad.iter().any(|b| b.0 < at.0 + sectors && at.0 < b.1);
+        self.faulted.set(self.faulted.get() + u64::from(hit));
+        hit
+    }
+
+    /// Sectors that are written can be read again.
+    fn rewrite(&self, at: Sector, sectors: u64) {
+        let (from, to) = (at.0, at.0 + sectors);
+        let mut bad = self.bad.borrow_mut();
+        let old = std::mem::take(&mut *bad);
+        for (start, end) in old {
+            bad.extend((start < from.min(end)).then_some((start, from.min(end))));
+            bad.extend((to.max(start) < end).then_some((to.max(start), end)));
+        }
+    }
+
+    /// Some sectors of a write turn bad.
+    fn spoil_some(&self, at: Sector, sectors: u64, rng: &Rng) {
+        let start = at.0 + rng.below(sectors);
+        let end = (at.0 + sectors).min(start + 1 + rng.below(8));
+        self.bad.borrow_mut().push((start, end));
     }
 
     fn give(&self, at: Sector, data: Vec<u8>) -> u64 {
@@ -318,6 +372,10 @@ impl SimDisk {
 
     fn delay_us(&self) -> u64 {
         let rng = self.sched.rng();
+        let slow = self.medium.ills.get().slow;
+        if slow > 0 && rng.below(slow) == 0 {
+            return 1_000_000 + rng.below(90_000_000);
+        }
         match rng.below(64) {
             0 => 2_000 + rng.below(20_000),
             1..=8 => 200 + rng.below(1_000),
@@ -339,7 +397,24 @@ impl SimDisk {
     }
 
     fn fails(&self, one_in: u64) -> bool {
-        one_in > 0 && self.sched.rng().below(one_in) == 0
+        let fails = one_in > 0 && self.sched.rng().below(one_in) == 0;
+        let faulted = &self.medium.faulted;
+        faulted.set(faulted.get() + u64::from(fails));
+        fails
+    }
+
+    /// Where a write really goes; `None` is nowhere.
+    fn astray(&self, at: Sector, sectors: u64) -> Option<Sector> {
+        let ills = self.medium.ills.get();
+        if self.fails(ills.lost) {
+            return None;
+        }
+        if !self.fails(ills.misdirected) {
+            return Some(at);
+        }
+        let block = u64::from(self.medium.block_sectors);
+        let room = (self.medium.sectors() - sectors) / block + 1;
+        Some(Sector(self.sched.rng().below(room) * block))
     }
 
     /// Starts a read; `done` is called later.
@@ -353,7 +428,8 @@ impl SimDisk {
             return;
         }
         let checked = self.check(at, sectors);
-        let failed = self.fails(self.medium.faults.get().read);
+        let mut failed = self.fails(self.medium.faults.get().read);
+        failed |= checked.is_ok() && self.medium.is_bad(at, sectors);
         // What it returns is what was visible at its beginning or at its end.
         let early = (checked.is_ok() && self.sched.rng().below(2) == 0)
             .then(|| self.medium.peek(at, sectors));
@@ -378,6 +454,11 @@ impl SimDisk {
             return;
         }
         let failed = self.fails(self.medium.faults.get().write);
+        let sectors = (data.len() / SECTOR_BYTES) as u64;
+        let Some(at) = self.astray(at, sectors) else {
+            return self.sched.after(self.delay_us(), move || done(Ok(())));
+        };
+        self.medium.rewrite(at, sectors);
         let nr = self.medium.give(at, data);
         let (medium, sched) = (self.medium.clone(), self.sched.clone());
         if !failed && sched.rng().below(2) == 0 {
@@ -389,6 +470,10 @@ impl SimDisk {
                 return done(Err(IoError::Failed));
             }
             medium.answer(nr);
+            let latent = medium.ills.get().latent;
+            if latent > 0 && sched.rng().below(latent) == 0 {
+                medium.spoil_some(at, sectors, sched.rng());
+            }
             done(Ok(()));
         });
     }
@@ -518,6 +603,52 @@ mod tests {
             run(&sched);
         }
         assert_eq!(seen, [false, true, true]);
+    }
+
+    #[test]
+    fn bad_sectors_are_unreadable_until_they_are_written() {
+        let (medium, sched, disk) = rig();
+        let read = |at, n| {
+            let out = Rc::new(Cell::new(None));
+            let seen = out.clone();
+            disk.start_read(Sector(at), n, move |data| seen.set(Some(data.is_ok())));
+            run(&sched);
+            out.get()
+        };
+        medium.bad.borrow_mut().push((8, 16));
+        assert_eq!(
+            (read(0, 8), read(4, 5), read(16, 8)),
+            (Some(true), Some(false), Some(true))
+        );
+        disk.start_write(Sector(10), vec![1; 2 * SECTOR_BYTES], |_| ());
+        assert_eq!(*medium.bad.borrow(), [(8, 10), (12, 16)]);
+        assert_eq!(
+            (read(10, 2), read(9, 1), read(15, 1)),
+            (Some(true), Some(false), Some(false))
+        );
+        disk.start_write(Sector(0), vec![1; 64 * SECTOR_BYTES], |_| ());
+        assert_eq!((read(0, 64), medium.faulted.get()), (Some(true), 3));
+    }
+
+    #[test]
+    fn lost_and_misdirected_writes_seem_to_succeed() {
+        let (medium, sched, disk) = rig();
+        for (lost, misdirected) in [(1, 0), (0, 1)] {
+            medium.ills.set(Ills {
+                lost,
+                misdirected,
+                ..Ills::default()
+            });
+            let ok = Rc::new(Cell::new(false));
+            let seen = ok.clone();
+            disk.start_write(Sector(3), vec![7; SECTOR_BYTES], move |done| {
+                seen.set(done.is_ok())
+            });
+            run(&sched);
+            assert!(ok.get() && medium.peek(Sector(3), 1)[0] == 0);
+            let written = medium.bytes().contains(&7);
+            assert_eq!(written, misdirected > 0);
+        }
     }
 
     #[test]

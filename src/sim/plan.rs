@@ -1,6 +1,6 @@
 //! What a run of the simulator does, drawn from a seed, and what it reports.
 
-use super::disk::Faults;
+use super::disk::{Faults, Ills};
 use crate::format::superblock::CacheMode;
 use crate::rng::Rng;
 
@@ -67,6 +67,13 @@ pub struct Plan {
     pub ignore_backing_flush: bool,
     /// Failures of the backing devices.
     pub backing_faults: Faults,
+    /// Failures of the cache device.
+    pub cache_faults: Faults,
+    /// Illnesses of all devices.
+    pub ills: Ills,
+    /// Whether the cache device loses and misdirects writes. What hosts read is not looked at then:
+    /// data have no checksums. But the set's own structures must be found damaged, or be right.
+    pub lies: bool,
 }
 
 impl Plan {
@@ -130,6 +137,59 @@ impl Plan {
             ignore_cache_flush: false,
             ignore_backing_flush: false,
             backing_faults: Faults::default(),
+            cache_faults: Faults::default(),
+            ills: Ills::default(),
+            lies: false,
+        }
+    }
+
+    /// As any, with devices that fail and are ill: latent and passing errors, slow answers.
+    pub fn ill(seed: u64) -> Plan {
+        let rng = Rng::new(seed ^ 0x0069_6c6c_0000);
+        let pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+        let faults = || Faults {
+            read: pick(&[0, 0, 30, 300]),
+            write: pick(&[0, 0, 100, 1000]),
+            flush: pick(&[0, 0, 100, 1000]),
+        };
+        Plan {
+            backing_faults: faults(),
+            cache_faults: faults(),
+            ills: Ills {
+                latent: pick(&[0, 50, 500]),
+                slow: pick(&[0, 0, 200]),
+                ..Ills::default()
+            },
+            ..Plan::from_seed(seed)
+        }
+    }
+
+    /// Whether devices may do anything but what they are told.
+    pub fn is_ill(&self) -> bool {
+        let fails = |f: &Faults| f.read + f.write + f.flush > 0;
+        let Ills {
+            latent,
+            slow,
+            misdirected,
+            lost,
+        } = self.ills;
+        fails(&self.cache_faults)
+            || fails(&self.backing_faults)
+            || latent + slow + misdirected + lost > 0
+    }
+
+    /// As any, with a cache device that lies.
+    pub fn lying(seed: u64) -> Plan {
+        let rng = Rng::new(seed ^ 0x006c_6965_0000);
+        let pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+        Plan {
+            lies: true,
+            ills: Ills {
+                misdirected: pick(&[0, 50, 500]),
+                lost: pick(&[0, 50, 500]),
+                ..Ills::default()
+            },
+            ..Plan::from_seed(seed)
         }
     }
 }
@@ -198,6 +258,12 @@ pub struct Report {
     pub written_back_sectors: u64,
     /// Read hits.
     pub hits: u64,
+    /// Starts that were refused for what a device did.
+    pub refused: u64,
+    /// Lives in which the set stopped by itself.
+    pub stopped: u64,
+    /// Host I/Os answered with an error.
+    pub failed: u64,
     /// The most times that one bucket was used again in one life.
     pub reuses: u64,
 }
@@ -208,6 +274,9 @@ impl std::ops::AddAssign for Report {
         self.lives += other.lives;
         self.us += other.us;
         self.hits += other.hits;
+        self.refused += other.refused;
+        self.stopped += other.stopped;
+        self.failed += other.failed;
         self.written_back_sectors += other.written_back_sectors;
         self.depth = self.depth.max(other.depth);
         self.reuses = self.reuses.max(other.reuses);

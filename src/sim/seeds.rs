@@ -19,6 +19,10 @@ pub enum Draw {
     Deep,
     /// Generations that wrap.
     Churn,
+    /// Devices that fail.
+    Ill,
+    /// A cache device that lies.
+    Lying,
 }
 
 impl Draw {
@@ -28,6 +32,8 @@ impl Draw {
             Draw::Any => "any",
             Draw::Deep => "deep",
             Draw::Churn => "churn",
+            Draw::Ill => "ill",
+            Draw::Lying => "lying",
         }
     }
 
@@ -36,6 +42,8 @@ impl Draw {
         match seed {
             n if n % 200 == 0 => Draw::Deep,
             n if n % 50 == 0 => Draw::Churn,
+            n if n % 4 == 0 => Draw::Ill,
+            n if n % 10 == 1 => Draw::Lying,
             _ => Draw::Any,
         }
     }
@@ -46,6 +54,8 @@ impl Draw {
             Draw::Any => Plan::from_seed(seed),
             Draw::Deep => Plan::deep(seed),
             Draw::Churn => Plan::churn(seed),
+            Draw::Ill => Plan::ill(seed),
+            Draw::Lying => Plan::lying(seed),
         }
     }
 }
