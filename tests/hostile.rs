@@ -279,7 +279,7 @@ fn hostile_superblocks_are_taken_or_refused_whole() {
             media.reverse();
         }
         for (medium, is_taken) in media.iter().zip(register(seed, &media)) {
-            taken[usize::from(medium.label() == "slow")] += u64::from(is_taken);
+            taken[usize::from(medium.name() == "slow")] += u64::from(is_taken);
         }
     }
     eprintln!("caches taken: {}, backing devices: {}", taken[0], taken[1]);
