@@ -13,7 +13,7 @@ PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 # what `make test` runs of the system tests: PYTEST="-k vhost -x" narrows it down
 PYTEST ?=
 
-.PHONY: help build demo test lint unit system bdevperf bench bench-engine clean packages packages-test hugepages
+.PHONY: help build demo test lint unit system bdevperf bench clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target: $(TARGET_DIR)/release/bcache_tgt'
@@ -70,6 +70,7 @@ bench: build bdevperf hugepages
 	@$(RUN) $(PYTHON) tests/bench/compare.py
 
 # KEYS=100000000 takes 5 GB of memory
+.PHONY: bench-engine
 bench-engine: packages
 	@$(RUN) cargo bench --locked --bench recovery -- $(or $(KEYS),1000000 10000000)
 	@$(RUN) cargo bench --locked --bench slices

@@ -33,21 +33,6 @@ pub fn extents(set: &CacheSet) -> Vec<(Inode, Extent)> {
     all
 }
 
-/// Which ranges of which volume are dirty (true) or clean, wherever they lie: (volume, first sector,
-/// the one behind the last, dirty).
-pub fn ranges(extents: &[(Inode, Extent)]) -> Vec<(Inode, Sector, Sector, bool)> {
-    let mut ranges: Vec<(Inode, Sector, Sector, bool)> = Vec::new();
-    for &(inode, e) in extents {
-        match ranges.last_mut() {
-            Some(last) if last.0 == inode && last.2 == e.start && last.3 == e.dirty => {
-                last.2 = e.end();
-            }
-            _ => ranges.push((inode, e.start, e.end(), e.dirty)),
-        }
-    }
-    ranges
-}
-
 /// Compares the allocator's counts with the map's.
 ///
 /// # Errors

@@ -281,8 +281,7 @@ impl World {
             // The allocator is at work already, and takes what is clean.
             before.retain(|(_, e)| e.dirty || set.tree.is_fresh(e));
             let now = check::extents(&set);
-            // Moving gc too may be at work: where the data lie is its business.
-            if check::ranges(&before) != check::ranges(&now) {
+            if before != now {
                 return Err(format!(
                     "the map changed over a restart: {}",
                     differ(&before, &now)
@@ -330,7 +329,13 @@ impl World {
                 let disk: Rc<dyn Disk> = disk;
                 let reading = {
                     let disk = disk.clone();
-                    async move { read_super(&disk).await }
+                    async move {
+                        // As the lifecycle does: what is relied on here must be durable.
+                        disk.flush()
+                            .await
+                            .map_err(|e| SetError::Io(disk.name(), e))?;
+                        read_super(&disk).await
+                    }
                 };
                 let Super::Backing(sb) = self.wait(life, reading)?.map_err(|e| e.to_string())?
                 else {
