@@ -16,7 +16,7 @@ PYTEST ?=
 SEEDS ?= 1000
 FIRST ?= 1
 
-.PHONY: help build demo test lint unit sim system bdevperf bench bench-engine clean packages packages-test hugepages
+.PHONY: help build demo test lint unit sim system bdevperf bench clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
@@ -80,6 +80,7 @@ bench: build bdevperf hugepages
 	@$(RUN) $(PYTHON) tests/bench/compare.py
 
 # KEYS=100000000 takes 5 GB of memory
+.PHONY: bench-engine
 bench-engine: packages
 	@$(RUN) cargo bench --locked --bench recovery -- $(or $(KEYS),1000000 10000000)
 	@$(RUN) cargo bench --locked --bench slices

@@ -330,3 +330,27 @@ fn a_journal_that_is_too_short_is_refused() {
     let why = started.unwrap().err().map(|e| e.to_string());
     assert!(why.unwrap().contains("a journal of 2 blocks is too short"));
 }
+
+#[test]
+fn a_stop_in_the_middle_of_a_sweep_leaves_nothing_behind() {
+    for patience in [0, 3, 10, 40] {
+        let rig = Rig::new(7, 1024, 8);
+        let (life, set) = rig.boot();
+        life.run(fill(set.clone(), 3_000, 1)).unwrap();
+        life.run(thin_out(set.clone(), 3_000, 20)).unwrap();
+        let before = keys(&set);
+        let sweeping = set.clone();
+        life.exec.spawn(async move {
+            let _ = gc::sweep(&sweeping.tree).await;
+        });
+        let exec = life.exec.clone();
+        life.run(async move { exec.sleep_us(patience * 100).await });
+        stop(&life, &set);
+        let (tree, exec) = (Rc::downgrade(&set.tree), life.exec.clone());
+        drop(set);
+        life.run(async move { exec.sleep_us(1_000_000).await });
+        assert!(tree.upgrade().is_none(), "somebody still holds the tree");
+        let (_life, set) = rig.boot();
+        assert_eq!(keys(&set), before);
+    }
+}

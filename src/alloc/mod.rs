@@ -41,6 +41,7 @@ use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
 use crate::task::{Notify, yield_now};
 use crate::units::{BucketNr, Gen, Sector};
 use gens::Gens;
+use refill::SLICE;
 
 /// What a bucket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +107,6 @@ pub const fn step_nodes(level: u16) -> usize {
     PARTS_MAX * (level as usize + 1) + 1
 }
 
-/// Buckets looked at in one step of the poller: about 10 µs.
-const SLICE: usize = 2048;
-
 /// Buckets of the uuid table's next copy: its writer is the only one besides the btree's.
 const UUID_RESERVE: usize = 1;
 
@@ -147,6 +145,8 @@ pub struct Alloc {
     pub move_due: Notify,
     /// Buckets with live data that were invalidated since data were last moved.
     evicted_since_move: Cell<u64>,
+    /// Somebody has wanted a bucket for data since the set started.
+    data_wanted: Cell<bool>,
 }
 
 impl Alloc {
@@ -200,6 +200,7 @@ impl Alloc {
             invalidated_since_sweep: Cell::new(0),
             move_due: Notify::default(),
             evicted_since_move: Cell::new(0),
+            data_wanted: Cell::new(false),
         })
     }
 
@@ -299,6 +300,9 @@ impl Alloc {
 
     /// Takes a free bucket. A data bucket comes pinned once. `None`: wait for `freed`.
     pub fn take(&self, purpose: Purpose) -> Option<(BucketNr, Gen)> {
+        if purpose == Purpose::Data {
+            self.note_data_wanted();
+        }
         let left = self.free.borrow().len();
         if left < self.low_water() {
             self.wanted.notify();
@@ -357,6 +361,13 @@ impl Alloc {
     /// Says that somebody waits for a data bucket.
     pub fn want_data(&self) {
         self.wanted.notify();
+        self.note_data_wanted();
+    }
+
+    fn note_data_wanted(&self) {
+        if !self.data_wanted.replace(true) {
+            self.move_due.notify();
+        }
     }
 
     /// Whether nothing can be invalidated although buckets are wanted: dirty data must go.

@@ -10,11 +10,14 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 
-use super::{Alloc, SLICE, Use};
+use super::{Alloc, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
 use crate::task::{either, yield_now};
 use crate::units::BucketNr;
+
+/// Buckets looked at in one step of the poller: about 10 µs.
+pub(super) const SLICE: usize = 2048;
 
 impl Alloc {
     /// The task that keeps the free list filled. Ends when the latch trips or on `stop`.

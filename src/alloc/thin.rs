@@ -10,7 +10,8 @@
 
 use std::collections::BinaryHeap;
 
-use super::{Alloc, Purpose, SLICE, Use};
+use super::refill::SLICE;
+use super::{Alloc, Purpose, Use};
 use crate::task::yield_now;
 use crate::units::BucketNr;
 
@@ -34,8 +35,11 @@ impl Thin {
 }
 
 impl Alloc {
-    /// Whether data should be moved.
+    /// Whether data should be moved: never before anybody has wanted space.
     pub fn move_wanted(&self) -> bool {
+        if !self.data_wanted.get() {
+            return false;
+        }
         let rotated = self.evicted_since_move.get() > self.gens.len() as u64 / 16;
         self.starving.get() || rotated
     }

@@ -141,6 +141,10 @@ impl Tree {
         self.work.notify();
         while self.nodes.borrow().has_demand() {
             self.latch.check()?;
+            if self.stopping.get() {
+                // Nobody will do it.
+                return Err(Stopped);
+            }
             self.idle.wait().await;
         }
         // What was taken last may still be on its way.

@@ -1,9 +1,11 @@
-//! Garbage: keys whose buckets were reused.
+//! Garbage: keys whose buckets were reused, nodes that hold little, buckets that hold little.
 //!
-//! Such a stale key costs memory and node space, and its bucket's generation may not run more than
+//! A stale key costs memory and node space, and its bucket's generation may not run more than
 //! 96 ahead of it. A sweep walks all maps in slices and forgets stale extents, writes the leaves
 //! that named them, and the inner nodes that name freed children. Nothing on disk is then older
-//! than the generations at the sweep's start.
+//! than the generations at the sweep's start. On its way it has thin neighbours among the nodes
+//! joined and those written anew that are full of what means nothing any more (`btree::merge`).
+//! Buckets are the business of [`moving`].
 //!
 //! A stale extent is forgotten without a word in the journal. That is safe only once the raised
 //! generation is durable: those of buckets on their way to be free are left for the next sweep.

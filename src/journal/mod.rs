@@ -95,6 +95,8 @@ struct State {
     pins_first: JournalSeq,
     ring: Ring,
     stopping: bool,
+    /// The writer is told to write no more: who waits for an entry waits in vain.
+    abandoned: bool,
 }
 
 /// The journal of a running set.
@@ -158,6 +160,7 @@ impl Journal {
                 pins_first: start.pins_first,
                 ring: start.ring,
                 stopping: false,
+                abandoned: false,
             }),
             work: Notify::default(),
             progress: Notify::default(),
@@ -205,7 +208,7 @@ impl Journal {
     /// Waits until [`add`](Self::add) may succeed.
     pub async fn room(&self) -> Result<(), Stopped> {
         while !self.has_room(1) {
-            self.latch.check()?;
+            self.check()?;
             self.work.notify();
             self.progress.wait().await;
         }
@@ -251,7 +254,7 @@ impl Journal {
         };
         self.work.notify();
         while self.state.borrow().durable < upto {
-            self.latch.check()?;
+            self.check()?;
             self.progress.wait().await;
         }
         self.latch.check()
@@ -296,7 +299,7 @@ impl Journal {
         };
         self.work.notify();
         while self.state.borrow().roots_durable < version {
-            self.latch.check()?;
+            self.check()?;
             self.progress.wait().await;
         }
         self.latch.check()
@@ -353,9 +356,20 @@ impl Journal {
 
     /// Ends the writer at once.
     pub fn abandon(&self) {
-        self.state.borrow_mut().stopping = true;
+        {
+            let mut s = self.state.borrow_mut();
+            (s.stopping, s.abandoned) = (true, true);
+        }
         self.work.notify();
         self.progress.notify();
+    }
+
+    /// Whether an entry may still be written.
+    fn check(&self) -> Result<(), Stopped> {
+        if self.state.borrow().abandoned {
+            return Err(Stopped);
+        }
+        self.latch.check()
     }
 
     /// The writer: ends after [`stop`](Self::stop) or when the latch has tripped.
