@@ -1,6 +1,14 @@
 //! Writes a first corpus for every target into `corpus/`, from the golden images.
 //!
-//! `cargo run --bin corpus`, then `cargo +nightly fuzz run open`.
+//! `cargo run --bin corpus`, then `cargo +nightly fuzz run open`. A stable compiler will do too, with
+//! the flags that cargo-fuzz sets:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+//!   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table" \
+//!   cargo build --release --target x86_64-unknown-linux-gnu --bin open
+//! target/x86_64-unknown-linux-gnu/release/open corpus/open
+//! ```
 
 #[path = "../tests/fixtures/mod.rs"]
 mod fixtures;
@@ -19,7 +27,9 @@ use spdk_bcache::units::{Gen, Sector};
 const SET_MAGIC: u64 = 0x1122_3344_5566_7788;
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     fs::create_dir_all(&folder).expect("a folder");
     fs::write(folder.join(name), bytes).expect("a file");
 }
@@ -40,7 +50,12 @@ fn structures(case: &str, reader: &Reader) {
         seq: 3,
         version: 0,
         next_bucket: 9,
-        entries: reader.generations.iter().take(100).map(|&g| (7, g)).collect(),
+        entries: reader
+            .generations
+            .iter()
+            .take(100)
+            .map(|&g| (7, g))
+            .collect(),
     };
     let mut prios = vec![0; 1 + 512];
     set.encode(SET_MAGIC, &mut prios[1..]);

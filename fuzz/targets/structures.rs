@@ -24,7 +24,11 @@ fuzz_target!(|input: &[u8]| {
             bset::reseal(&mut bytes, ptr);
             if let Ok(node) = bset::node_read(&bytes, SET_MAGIC, ptr, 1) {
                 let merged = merge(&node.sets);
-                assert!(merged.windows(2).all(|p| p[0].position() <= (p[1].inode, p[1].start())));
+                assert!(
+                    merged
+                        .windows(2)
+                        .all(|p| p[0].position() <= (p[1].inode, p[1].start()))
+                );
                 let _ = merge_inner(&node.sets, |_| false);
             }
         }
