@@ -8,7 +8,7 @@
 //! (the contract of `std::task`), although the engine wakes on the owner thread alone.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -207,7 +207,12 @@ pub async fn yield_now() {
 pub struct Notify {
     waiting: RefCell<Vec<Waker>>,
     epoch: Cell<u64>,
+    /// How many wakers were there when those of the same task were last thinned out.
+    thinned: Cell<usize>,
 }
+
+/// Wakers below which nothing is thinned out.
+const WAKERS_FEW: usize = 64;
 
 impl Notify {
     /// Wakes all who wait.
@@ -225,9 +230,22 @@ impl Notify {
             if self.epoch.get() != seen {
                 return Poll::Ready(());
             }
+            self.thin();
             self.waiting.borrow_mut().push(cx.waker().clone());
             Poll::Pending
         })
+    }
+
+    /// Who waits for this or for something else, again and again, leaves a waker behind each time:
+    /// of each task one is enough. Costs nothing much, as it is done when their number has doubled.
+    fn thin(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() < WAKERS_FEW.max(2 * self.thinned.get()) {
+            return;
+        }
+        let mut seen = BTreeSet::new();
+        waiting.retain(|waker| seen.insert(waker.data() as usize));
+        self.thinned.set(waiting.len());
     }
 }
 
@@ -381,6 +399,23 @@ mod tests {
         exec.poll(300, 100);
         assert_eq!(woken.get(), 100_200_300);
         assert_eq!(exec.next_timer_us(), None);
+    }
+
+    #[test]
+    fn who_waits_again_and_again_leaves_no_wakers_behind() {
+        let (exec, work) = (Executor::new(), Rc::new(Notify::default()));
+        for _ in 0..3 {
+            let (e, work) = (exec.clone(), work.clone());
+            exec.spawn(async move {
+                loop {
+                    either(e.sleep_us(10), work.wait()).await;
+                }
+            });
+        }
+        for now_us in 0..20_000 {
+            exec.poll(now_us, 100);
+        }
+        assert!(work.waiting.borrow().len() <= WAKERS_FEW);
     }
 
     #[test]

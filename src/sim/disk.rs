@@ -98,6 +98,8 @@ pub struct Medium {
     durable: RefCell<Vec<u8>>,
     pending: RefCell<Vec<Pending>>,
     next_nr: Cell<u64>,
+    /// Of unflushed writes.
+    pending_bytes: Cell<usize>,
     /// Its illnesses.
     pub ills: Cell<Ills>,
     /// Requests that it failed, or did wrong.
@@ -135,6 +137,7 @@ impl Medium {
             visible: RefCell::new(bytes),
             pending: RefCell::default(),
             next_nr: Cell::new(0),
+            pending_bytes: Cell::new(0),
             ills: Cell::default(),
             faulted: Cell::new(0),
             bad: RefCell::default(),
@@ -229,6 +232,8 @@ impl Medium {
         let nr = self.next_nr.get();
         self.next_nr.set(nr + 1);
         self.writes.set(self.writes.get() + 1);
+        self.pending_bytes
+            .set(self.pending_bytes.get() + data.len());
         self.pending.borrow_mut().push(Pending {
             nr,
             at,
@@ -261,6 +266,10 @@ impl Medium {
         if let Some(write) = pending.iter_mut().find(|p| p.nr == nr) {
             write.answered = true;
         }
+        drop(pending);
+        if self.pending_bytes.get() > PENDING_BYTES_MAX {
+            self.spill();
+        }
     }
 
     /// A write that came to nothing, or to a part of it.
@@ -281,6 +290,14 @@ impl Medium {
         self.answer(nr);
     }
 
+    /// A device's cache is not endless: the older half of what it was told goes to the medium.
+    fn spill(&self) {
+        let mut old = self.answered();
+        old.truncate(old.len() / 2);
+        old.sort_unstable();
+        self.settle(&old);
+    }
+
     fn answered(&self) -> Vec<u64> {
         let pending = self.pending.borrow();
         pending
@@ -297,8 +314,13 @@ impl Medium {
                 return true;
             }
             durable[range(write.at, write.sectors())].copy_from_slice(&write.data);
+            let left = self.pending_bytes.get().saturating_sub(write.data.len());
+            self.pending_bytes.set(left);
             false
         });
+        if self.pending.borrow().is_empty() {
+            self.pending_bytes.set(0);
+        }
     }
 
     /// The program is gone, the device is not: what was under way happens, does not, or in part.
@@ -323,6 +345,7 @@ impl Medium {
     /// The power goes and comes back.
     pub fn cut_power(&self, rng: &Rng) {
         let pending = self.pending.take();
+        self.pending_bytes.set(0);
         let mut versions: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
         let block_bytes = self.block_sectors as usize * SECTOR_BYTES;
         for (i, write) in pending.iter().enumerate() {
@@ -352,6 +375,9 @@ fn range(at: Sector, sectors: u64) -> std::ops::Range<usize> {
     let start = at.bytes() as usize;
     start..start + sectors as usize * SECTOR_BYTES
 }
+
+/// Bytes of unflushed writes that a device holds back at most; then it makes some durable unasked.
+const PENDING_BYTES_MAX: usize = 32 << 20;
 
 /// A medium opened for one life.
 pub struct SimDisk {

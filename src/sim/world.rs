@@ -39,8 +39,8 @@ use crate::units::{Inode, Sector, Uuid};
 const DATA_OFFSET: Sector = Sector(16);
 /// Simulated time in which every host I/O must have been answered: two minutes.
 const PATIENCE_US: u64 = 120_000_000;
-/// The same where devices fail and are slow, so that things take many tries: a day.
-const LONG_PATIENCE_US: u64 = 86_400_000_000;
+/// The same where devices fail and are slow, so that things take many tries: two hours.
+const LONG_PATIENCE_US: u64 = 7_200_000_000;
 /// Steps after which somebody must have had nothing to do.
 const BUSY_MAX: u64 = 1_000_000;
 
