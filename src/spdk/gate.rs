@@ -53,7 +53,7 @@ impl Gate {
         if let Some(gate) = known.and_then(|known| known.gate.upgrade()) {
             return gate;
         }
-        let gate = Rc::new(Gate::new(thread));
+        let gate = Rc::new(Gate::new(thread, PLACES));
         gates.push(Known {
             thread,
             gate: Rc::downgrade(&gate),
@@ -61,9 +61,14 @@ impl Gate {
         gate
     }
 
-    fn new(thread: usize) -> Gate {
+    /// A gate of so many places for this thread, at no queue of the kernel's.
+    pub fn of(places: usize) -> Gate {
+        Gate::new(thread::current() as usize, places)
+    }
+
+    fn new(thread: usize, places: usize) -> Gate {
         Gate {
-            free: Cell::new(PLACES),
+            free: Cell::new(places),
             line: RefCell::default(),
             admitting: Cell::new(false),
             thread,
