@@ -42,11 +42,6 @@ struct bcache_io {
 	uint64_t *counted_out;
 };
 
-/* Room for a struct spdk_bdev_io_wait_entry of any version; glue.c asserts that it suffices. */
-struct bcache_wait {
-	uint64_t room[6];
-};
-
 /* What a volume looks like to the bdev layer. */
 struct bcache_volume_info {
 	const char *name;
@@ -118,10 +113,6 @@ bool bcache_shares_queue(struct spdk_bdev *bdev);
 
 /* Gives a completed I/O back; in place of spdk_bdev_free_io. */
 void bcache_free_io(struct spdk_bdev_io *bdev_io);
-
-/* Calls `cb` with `arg` when this thread's channel has room again. */
-int bcache_wait_for_room(struct bcache_wait *wait, struct spdk_bdev *bdev,
-			 struct spdk_io_channel *ch, void (*cb)(void *arg), void *arg);
 
 /* Makes a bdev that is not yet registered, or NULL when there is no memory. */
 struct spdk_bdev *bcache_volume_new(const struct bcache_volume_info *info);

@@ -18,10 +18,6 @@
 
 #define SINCE(major, minor) (SPDK_VERSION >= SPDK_VERSION_NUM(major, minor, 0))
 
-_Static_assert(sizeof(struct spdk_bdev_io_wait_entry) <= sizeof(struct bcache_wait),
-	       "struct bcache_wait is too small for this SPDK");
-_Static_assert(_Alignof(struct spdk_bdev_io_wait_entry) <= _Alignof(struct bcache_wait),
-	       "struct bcache_wait is not aligned as this SPDK wants it");
 _Static_assert(offsetof(struct spdk_bdev_io, driver_ctx) % _Alignof(struct bcache_io) == 0,
 	       "the context of an I/O is not aligned");
 _Static_assert(sizeof(struct spdk_uuid) == 16, "a UUID has 16 bytes");
@@ -408,19 +404,6 @@ bcache_free_io(struct spdk_bdev_io *bdev_io)
 	}
 #endif
 	spdk_bdev_free_io(bdev_io);
-}
-
-int
-bcache_wait_for_room(struct bcache_wait *wait, struct spdk_bdev *bdev,
-		     struct spdk_io_channel *ch, void (*cb)(void *arg), void *arg)
-{
-	struct spdk_bdev_io_wait_entry *entry = (struct spdk_bdev_io_wait_entry *)wait;
-
-	memset(wait, 0, sizeof(*wait));
-	entry->bdev = bdev;
-	entry->cb_fn = cb;
-	entry->cb_arg = arg;
-	return spdk_bdev_queue_io_wait(bdev, ch, entry);
 }
 
 /* --- the log --- */

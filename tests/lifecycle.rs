@@ -466,3 +466,17 @@ fn both_devices_may_be_torn_out_in_either_order_while_data_are_written_back() {
         machine.die();
     }
 }
+
+#[test]
+fn a_set_that_has_stopped_lets_its_devices_go_at_once() {
+    let (_fast, _slow, machine) = running();
+    let uuid = machine.uuid();
+    let params = json!({"set": uuid, "journal_delay_ms": 60000});
+    machine.must("bdev_bcache_set_set_options", params);
+    assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+    assert!(machine.host.holds_open("fast") && machine.host.holds_open("slow"));
+    machine.must("bdev_bcache_stop_set", json!({"set": uuid}));
+    machine.pass(1_000_000);
+    assert!(!machine.host.holds_open("fast") && !machine.host.holds_open("slow"));
+    machine.die();
+}

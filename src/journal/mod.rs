@@ -216,10 +216,14 @@ impl Journal {
     }
 
     fn arm_delay(self: &Rc<Self>) {
-        let (journal, sleep) = (self.clone(), self.exec.sleep_us(self.delay_us.get()));
+        // Weak: the device of a set that has stopped is not to be held open by its last timer.
+        let (journal, sleep) = (Rc::downgrade(self), self.exec.sleep_us(self.delay_us.get()));
         let seq = self.exec.now_us();
         self.exec.spawn(async move {
             sleep.await;
+            let Some(journal) = journal.upgrade() else {
+                return;
+            };
             let due = {
                 let mut s = journal.state.borrow_mut();
                 let late = journal.exec.now_us() >= seq + journal.delay_us.get();

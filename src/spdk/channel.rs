@@ -207,7 +207,7 @@ impl Channel {
 
     fn poll(&self) -> bool {
         let busy = match &*self.front.borrow() {
-            Some((front, lane)) => (front.poll() > 0) | lane.settle(self),
+            Some((front, lane)) => lane.retry_starved() | (front.poll() > 0) | lane.settle(self),
             None => false,
         };
         if self.dropped.get() || !self.waiting.borrow().is_empty() {

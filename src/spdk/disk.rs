@@ -2,8 +2,10 @@
 //!
 //! - A device is opened and claimed with [`SpdkDisk::open`], and closed when its last holder and
 //!   its last request in flight are gone. Dropping a future abandons the answer only.
-//! - SPDK has a bounded number of I/Os; a request that gets none waits in SPDK's own queue and is
-//!   not reported as an error.
+//! - SPDK has a bounded number of I/Os; a request that gets none is tried again a little later and is
+//!   not reported as an error. SPDK's own queue for that would not do: it moves only when an I/O of
+//!   the same thread ends, and this thread may have none while others hold them all. For the sake of
+//!   those others at most `REQUESTS_MAX` requests are given to SPDK at once; the rest stand in line.
 //! - A device that is being removed (SPDK's hot-removal, or a shutdown) goes on doing I/O for as
 //!   long as its driver can, so that a set can still be stopped in good order; SPDK waits until it
 //!   is closed. The module is told, see [`super::module`].
@@ -17,11 +19,26 @@ use std::ptr;
 use std::rc::Rc;
 
 use super::gate::{self, Gate};
+use super::thread::OwnerCell;
 use super::{dma, module, sys};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::OpenError;
 use crate::task::{OnceSender, once};
 use crate::units::{SECTOR_BYTES, SECTOR_SHIFT, Sector};
+
+/// Requests of the owner that SPDK has at once, of all devices: enough to keep them busy, and few
+/// beside what the smallest pool of I/Os has that makes sense.
+const REQUESTS_MAX: usize = 64;
+
+static LINE: OwnerCell<Gate> = OwnerCell::new();
+
+/// Where the owner's requests stand in line.
+fn line() -> &'static Gate {
+    LINE.get_or_init(|| Gate::of(REQUESTS_MAX))
+}
+
+/// How long a request waits that found no I/O of SPDK's free.
+pub const NO_ROOM_US: u64 = 100;
 
 /// What a device may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +81,8 @@ pub struct RawDevice {
     pub desc: *mut sys::spdk_bdev_desc,
     /// The bdev.
     pub bdev: *mut sys::spdk_bdev,
+    /// The owner thread's channel: for use there alone.
+    pub owner_channel: *mut sys::spdk_io_channel,
     /// log2 of the sectors in a block of the device.
     pub block_shift: u32,
     /// Whether the driver knows flushes.
@@ -130,6 +149,7 @@ impl SpdkDisk {
         RawDevice {
             desc: raw.desc,
             bdev: raw.bdev,
+            owner_channel: raw.channel,
             block_shift: raw.block_shift,
             can_flush: raw.can_flush,
             can_unmap: raw.can_unmap,
@@ -149,7 +169,6 @@ impl SpdkDisk {
             kind,
             buf,
             answer,
-            wait: sys::bcache_wait { room: [0; 6] },
         });
         if !fits || (at.0 | sectors) & mask != 0 {
             op.finish(Err(IoError::OutOfRange));
@@ -271,7 +290,6 @@ struct Op {
     blocks: u64,
     buf: Option<Buf>,
     answer: Answer,
-    wait: sys::bcache_wait,
 }
 
 impl Op {
@@ -295,9 +313,17 @@ impl Op {
         }
     }
 
-    /// Hands the request to SPDK, now or when the device has a place for it. It ends in [`done`], or
-    /// is finished in [`send`](Self::send) with an error.
+    /// Hands the request to SPDK, now or when its turn has come. It ends in [`done`], or is finished
+    /// in [`send`](Self::send) with an error.
     fn submit(raw_op: *mut Op) {
+        // SAFETY: `raw_op` is a box that nobody else holds until `next_in_line` is called with it.
+        if unsafe { line().enter(1, next_in_line, raw_op.cast()) } {
+            Op::to_device(raw_op);
+        }
+    }
+
+    /// Goes on when the device has a place for the request.
+    fn to_device(raw_op: *mut Op) {
         // SAFETY: `raw_op` is a box that nobody else holds until `admitted` is called with it.
         let enters = unsafe {
             match &(*raw_op).device.raw().gate {
@@ -337,21 +363,15 @@ impl Op {
         if rc == 0 {
             return;
         }
-        // SAFETY: not submitted, so the box is still this function's; the wait entry lies in it
-        // and stays until `retry`.
+        // SAFETY: not submitted, so the box is still this function's.
         unsafe {
-            let (bdev, ch) = {
-                let raw = (*raw_op).device.raw();
-                raw.leave((*raw_op).places());
-                (raw.bdev, raw.channel)
-            };
-            let wait = &raw mut (*raw_op).wait;
-            let waits = rc == -sys::ENOMEM
-                && sys::bcache_wait_for_room(wait, bdev, ch, Some(retry), raw_op.cast()) == 0;
-            if !waits {
+            (*raw_op).device.raw().leave((*raw_op).places());
+            if rc != -sys::ENOMEM {
                 Box::from_raw(raw_op).finish(Err(IoError::Failed));
+                return line().leave(1);
             }
         }
+        module::after(NO_ROOM_US, move || Op::to_device(raw_op));
     }
 }
 
@@ -370,10 +390,11 @@ unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *
     } else {
         Err(IoError::Failed)
     });
+    line().leave(1);
 }
 
-unsafe extern "C" fn retry(arg: *mut c_void) {
-    Op::submit(arg.cast());
+unsafe extern "C" fn next_in_line(arg: *mut c_void) {
+    Op::to_device(arg.cast());
 }
 
 unsafe extern "C" fn admitted(arg: *mut c_void) {

@@ -39,6 +39,7 @@ pub type Admitted = unsafe extern "C" fn(*mut c_void);
 
 /// The gate of one SPDK thread.
 pub struct Gate {
+    places: usize,
     free: Cell<usize>,
     line: RefCell<VecDeque<Waiting>>,
     admitting: Cell<bool>,
@@ -74,7 +75,7 @@ impl Gate {
         if let Some(gate) = known.and_then(|known| known.gate.upgrade()) {
             return gate;
         }
-        let gate = Rc::new(Gate::new(thread));
+        let gate = Rc::new(Gate::new(thread, PLACES));
         gates.push(Known {
             thread,
             gate: Rc::downgrade(&gate),
@@ -82,9 +83,15 @@ impl Gate {
         gate
     }
 
-    fn new(thread: usize) -> Gate {
+    /// A gate of so many places for this thread, at no queue of the kernel's.
+    pub fn of(places: usize) -> Gate {
+        Gate::new(thread::current() as usize, places)
+    }
+
+    fn new(thread: usize, places: usize) -> Gate {
         Gate {
-            free: Cell::new(PLACES),
+            places,
+            free: Cell::new(places),
             line: RefCell::default(),
             admitting: Cell::new(false),
             thread,
@@ -118,7 +125,7 @@ impl Gate {
     /// may leave at once; that is why this is a loop and not a recursion.
     pub fn leave(&self, places: usize) {
         self.free.set(self.free.get() + places);
-        debug_assert!(self.free.get() <= PLACES, "more places than there are");
+        debug_assert!(self.free.get() <= self.places, "more places than there are");
         if self.admitting.replace(true) {
             return;
         }

@@ -13,8 +13,15 @@
 //!   list (`ended`), and so are completed host I/Os (`completed`), because completing one lets the
 //!   host submit the next from within. [`LaneState::settle`] works the lists off afterwards, each
 //!   time only as much as was on them when it began, so that it ends.
-//! - An operation that finds no spdk_bdev_io waits in SPDK's queue, and one that finds no place in
-//!   the device's own queue at its [`Gate`]; neither is an error.
+//! - An operation that finds no place in the device's own queue waits at its [`Gate`]; one that finds
+//!   no spdk_bdev_io stands in line here and is tried again at every poll. SPDK's own line for that
+//!   would not do: it moves only when an I/O of the same thread ends, and this thread may have none
+//!   while others hold them all. Neither is an error.
+//! - While others of the thread stand in SPDK's line, nobody else of it gets an I/O. Those others may
+//!   be host I/Os for the very volume whose own wait here: nothing would move again. So operations
+//!   that have had no success for long go round by the owner thread, where nobody stands in line.
+
+mod round;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,7 +34,7 @@ use super::bounce::{Bounce, BouncePool};
 use super::channel::Channel;
 use super::disk::RawDevice;
 use super::gate::{self, Gate};
-use super::sys;
+use super::{module, sys, thread};
 use crate::request::Request;
 use crate::request::front::FILLS_MAX;
 use crate::request::lane::{Direction, Lane, Outcome, Side};
@@ -35,6 +42,8 @@ use crate::units::{SECTOR_SHIFT, Sector};
 
 /// Pieces of host memory that a part of an I/O names without a list of its own on the heap.
 const IOVS_INLINE: usize = 4;
+/// Polls without success after which operations go round by the owner thread: about a millisecond.
+const STUCK_POLLS_MAX: u32 = 2048;
 /// Parts that a channel starts with.
 const PARTS_AT_FIRST: usize = 64;
 
@@ -212,21 +221,10 @@ impl DeviceChannel {
 }
 
 impl DeviceChannel {
-    /// How many places at a shared queue an operation needs.
-    fn places(&self, part: &Part) -> usize {
-        let shift = self.device.block_shift + SECTOR_SHIFT;
-        match part.action {
-            Action::Read | Action::Write | Action::Zeroes => {
-                gate::places(part.block << shift, part.blocks << shift)
-            }
-            Action::Unmap | Action::Flush => 1,
-        }
-    }
-
     /// An operation is over, or did not begin.
     fn leave(&self, part: &Part) {
         if let Some(gate) = &self.gate {
-            gate.leave(self.places(part));
+            gate.leave(part.places(&self.device));
         }
     }
 }
@@ -268,7 +266,10 @@ struct Part {
     iovcnt: i32,
     inline: [sys::iovec; IOVS_INLINE],
     list: Vec<sys::iovec>,
-    wait: sys::bcache_wait,
+    /// The way round by the owner thread: the device, where it came from, how it ended.
+    device: Option<RawDevice>,
+    home: *mut sys::spdk_thread,
+    ok: bool,
 }
 
 const NO_IOV: sys::iovec = sys::iovec {
@@ -287,6 +288,10 @@ pub struct LaneState {
     parts_in_flight: Cell<usize>,
     /// Operations that ended in the call that started them, with their result.
     ended: RefCell<VecDeque<(Box<Part>, bool)>>,
+    /// Operations that found no I/O of SPDK's free. Bounded by the operations in flight.
+    starved: RefCell<VecDeque<*mut Part>>,
+    /// Polls since any of them had success.
+    stuck_polls: Cell<u32>,
     /// Host I/Os that wait to be handed back to the bdev layer.
     completed: IoList,
     settling: Cell<bool>,
@@ -304,6 +309,8 @@ impl LaneState {
             idle_parts: RefCell::new((0..PARTS_AT_FIRST).map(|_| Part::new()).collect()),
             parts_in_flight: Cell::new(0),
             ended: RefCell::new(VecDeque::with_capacity(PARTS_AT_FIRST)),
+            starved: RefCell::default(),
+            stuck_polls: Cell::new(0),
             completed: IoList::default(),
             settling: Cell::new(false),
             fills: RefCell::new(vec![None; FILLS_MAX.into()]),
@@ -394,7 +401,9 @@ impl LaneState {
     fn submit(&self, raw: *mut Part, device: &DeviceChannel) {
         let enters = match &device.gate {
             // SAFETY: the box is nobody else's until `part_admitted` is called with it.
-            Some(gate) => unsafe { gate.enter(device.places(&*raw), part_admitted, raw.cast()) },
+            Some(gate) => unsafe {
+                gate.enter((*raw).places(&device.device), part_admitted, raw.cast())
+            },
             None => true,
         };
         if enters {
@@ -403,38 +412,61 @@ impl LaneState {
     }
 
     fn send(&self, raw: *mut Part, device: &DeviceChannel) {
-        // SAFETY: `raw` is a box that nobody else holds until SPDK calls back, which it never
-        // does within the submission; its memory list and the memory stay until then. The
-        // descriptor is open and the channel is this thread's.
-        let rc = unsafe {
-            let part = &mut *raw;
-            let (desc, ch) = (device.device.desc, device.channel);
-            let (at, n, cb) = (part.block, part.blocks, Some(part_ended as PartEndedFn));
-            let (iovs, count, arg) = (part.iovs, part.iovcnt, raw.cast::<c_void>());
-            match part.action {
-                Action::Read => sys::spdk_bdev_readv_blocks(desc, ch, iovs, count, at, n, cb, arg),
-                Action::Write => {
-                    sys::spdk_bdev_writev_blocks(desc, ch, iovs, count, at, n, cb, arg)
-                }
-                Action::Zeroes => sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, n, cb, arg),
-                Action::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, n, cb, arg),
-                Action::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, n, cb, arg),
-            }
-        };
+        // SAFETY: the descriptor is open and the channel is this thread's.
+        let rc = unsafe { give(raw, device.device.desc, device.channel, part_ended) };
         if rc == 0 {
             return;
         }
-        // SAFETY: not submitted, so the box is still ours; the wait entry in it stays where it is
-        // until `part_retry`.
-        unsafe {
-            device.leave(&*raw);
-            let wait = &raw mut (*raw).wait;
-            let (bdev, ch) = (device.device.bdev, device.channel);
-            let waits = rc == -sys::ENOMEM
-                && sys::bcache_wait_for_room(wait, bdev, ch, Some(part_retry), raw.cast()) == 0;
-            if !waits {
-                self.end(Box::from_raw(raw), false);
+        // SAFETY: not submitted, so the box is still ours.
+        device.leave(unsafe { &*raw });
+        if rc == -sys::ENOMEM {
+            return self.starved.borrow_mut().push_back(raw);
+        }
+        // SAFETY: not submitted, so the box is still ours.
+        self.end(unsafe { Box::from_raw(raw) }, false);
+    }
+
+    /// Tries again what found no I/O of SPDK's free, until the first that finds none again. Returns
+    /// whether anything was tried with success.
+    pub fn retry_starved(&self) -> bool {
+        let waiting = self.starved.borrow().len();
+        let mut moved = false;
+        for _ in 0..waiting {
+            let Some(raw) = self.starved.borrow_mut().pop_front() else {
+                break;
+            };
+            let others = self.starved.borrow().len();
+            // SAFETY: the part is a box that stood in line here, and is nobody else's.
+            let side = unsafe { (*raw).side };
+            if let Some(device) = self.device(side) {
+                self.submit(raw, device);
             }
+            if self.starved.borrow().len() > others {
+                break;
+            }
+            moved = true;
+        }
+        let stuck = waiting > 0 && !moved;
+        self.stuck_polls
+            .set(if stuck { self.stuck_polls.get() + 1 } else { 0 });
+        if self.stuck_polls.get() > STUCK_POLLS_MAX {
+            self.stuck_polls.set(STUCK_POLLS_MAX);
+            self.go_round();
+        }
+        moved
+    }
+
+    /// Sends the first that stands in line round by the owner thread.
+    fn go_round(&self) {
+        let Some(raw) = self.starved.borrow_mut().pop_front() else {
+            return;
+        };
+        // SAFETY: the part stood in line here and is nobody else's; it is the owner's until
+        // `round_home` gives it back. The volume's channel, and with it the device, stays as long.
+        unsafe {
+            (*raw).device = self.device((*raw).side).map(|device| device.device);
+            (*raw).home = thread::current();
+            module::send_to_owner(round::begin, raw.cast());
         }
     }
 
@@ -454,6 +486,17 @@ impl LaneState {
 }
 
 impl Part {
+    /// How many places at a queue that its device shares it needs.
+    fn places(&self, device: &RawDevice) -> usize {
+        let shift = device.block_shift + SECTOR_SHIFT;
+        match self.action {
+            Action::Read | Action::Write | Action::Zeroes => {
+                gate::places(self.block << shift, self.blocks << shift)
+            }
+            Action::Unmap | Action::Flush => 1,
+        }
+    }
+
     fn new() -> Box<Part> {
         Box::new(Part {
             channel: ptr::null(),
@@ -466,7 +509,9 @@ impl Part {
             iovcnt: 0,
             inline: [NO_IOV; IOVS_INLINE],
             list: Vec::new(),
-            wait: sys::bcache_wait { room: [0; 6] },
+            device: None,
+            home: ptr::null_mut(),
+            ok: false,
         })
     }
 
@@ -527,9 +572,31 @@ unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: 
     });
 }
 
-unsafe extern "C" fn part_retry(arg: *mut c_void) {
-    // SAFETY: the part waited in SPDK's queue and is ours again.
-    unsafe { go_on(arg.cast(), LaneState::submit) };
+/// Gives a part to SPDK. Returns 0, or what went wrong, and the part is still the caller's.
+///
+/// # Safety
+/// `raw` is the box of a part that nobody else holds until `ended` is called with it, which SPDK never
+/// does within the submission; its memory list and the memory stay until then. The descriptor is
+/// open and the channel is this thread's.
+unsafe fn give(
+    raw: *mut Part,
+    desc: *mut sys::spdk_bdev_desc,
+    ch: *mut sys::spdk_io_channel,
+    ended: PartEndedFn,
+) -> i32 {
+    // SAFETY: by contract.
+    unsafe {
+        let part = &mut *raw;
+        let (at, n, cb) = (part.block, part.blocks, Some(ended));
+        let (iovs, count, arg) = (part.iovs, part.iovcnt, raw.cast::<c_void>());
+        match part.action {
+            Action::Read => sys::spdk_bdev_readv_blocks(desc, ch, iovs, count, at, n, cb, arg),
+            Action::Write => sys::spdk_bdev_writev_blocks(desc, ch, iovs, count, at, n, cb, arg),
+            Action::Zeroes => sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, n, cb, arg),
+            Action::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, n, cb, arg),
+            Action::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, n, cb, arg),
+        }
+    }
 }
 
 unsafe extern "C" fn part_admitted(arg: *mut c_void) {

@@ -129,6 +129,16 @@ pub fn spawn_rpc(
     }
 }
 
+/// Calls `f` on the owner thread, where this is called too, after so many µs.
+pub fn after(us: u64, f: impl FnOnce() + 'static) {
+    let exec = &owner().exec;
+    let sleep = exec.sleep_us(us);
+    exec.spawn(async move {
+        sleep.await;
+        f();
+    });
+}
+
 /// A device that is open is about to go (`removed`), or has another size.
 pub fn device_event(name: &str, removed: bool) {
     let (owner, name) = (owner(), name.to_string());

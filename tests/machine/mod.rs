@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, ready};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -113,6 +113,7 @@ pub struct TestHost {
     sched: Sched,
     disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
     bad: RefCell<BTreeMap<String, Ranges>>,
+    opened: RefCell<Vec<Weak<Flaky>>>,
     shown: RefCell<BTreeMap<String, Shown>>,
     ended: RefCell<BTreeMap<u64, Ended>>,
     next_tag: Cell<u64>,
@@ -127,6 +128,13 @@ pub struct TestHost {
 impl TestHost {
     fn disk(&self, name: &str) -> Option<Rc<SimDisk>> {
         self.disks.borrow().get(name).cloned()
+    }
+
+    /// Whether somebody has a device open.
+    pub fn holds_open(&self, name: &str) -> bool {
+        let opened = self.opened.borrow();
+        let mut opened = opened.iter().filter_map(Weak::upgrade);
+        opened.any(|disk| disk.name() == name)
     }
 
     /// The volumes that are shown.
@@ -232,7 +240,9 @@ impl Host for TestHost {
             .entry(name.into())
             .or_default()
             .clone();
-        Ok(Rc::new(Flaky { inner, bad }))
+        let disk = Rc::new(Flaky { inner, bad });
+        self.opened.borrow_mut().push(Rc::downgrade(&disk));
+        Ok(disk)
     }
     fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
         self.open(name)
@@ -309,6 +319,7 @@ impl Machine {
             sched: sched.clone(),
             disks: RefCell::default(),
             bad: RefCell::default(),
+            opened: RefCell::default(),
             shown: RefCell::default(),
             ended: RefCell::default(),
             next_tag: Cell::new(1),

@@ -89,7 +89,8 @@ def test_saved_configuration_brings_everything_back(start, folder):
     pair.create(target, mode="writeback")
     uuid = volume.the_set(target)["set"]
     target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False, writeback_percent=7)
-    target.call("bdev_bcache_set_set_options", set=uuid, journal_delay_ms=50)
+    options = {"journal_delay_ms": 50, "io_error_limit": 20, "io_error_halflife": 1000, "errors": "panic"}
+    target.call("bdev_bcache_set_set_options", set=uuid, **options)
     before = volume.volume(target, "Vol0")
     assert before["options"] == {"writeback_running": False, "writeback_percent": 7}
     saved = {"subsystems": [{"subsystem": "bdev", "config": target.call("framework_get_config", name="bdev")}]}
@@ -103,7 +104,7 @@ def test_saved_configuration_brings_everything_back(start, folder):
         after = volume.wait_volume(again, "Vol0")
         assert {key: after[key] for key in ("uuid", "set", "cache_mode", "size_bytes", "options")} == \
             {key: before[key] for key in ("uuid", "set", "cache_mode", "size_bytes", "options")}
-        assert volume.the_set(again)["options"] == {"journal_delay_ms": 50}
+        assert volume.the_set(again)["options"] == options
         assert again.call("framework_get_config", name="bdev") == saved["subsystems"][0]["config"]
         again.stop()
     finally:
