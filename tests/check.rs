@@ -73,6 +73,12 @@ const OF_SUPERBLOCKS: &[Corruption] = &[
         Kind::SuperJournal,
         |l| l.patch_super(216, &[9], true),
     ),
+    (
+        "a journal forgotten",
+        "clean-dirty",
+        Kind::SuperJournal,
+        |l| l.edit_super(|sb| sb.journal_buckets.clear()),
+    ),
     ("a journal of one", "clean-dirty", Kind::SuperJournal, |l| {
         l.patch_super(206, &[1], true)
     }),
