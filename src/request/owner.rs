@@ -566,7 +566,8 @@ impl Owner {
             let word = match done {
                 Ok(()) => Verdict::Go { flush },
                 Err(Stopped) => {
-                    owner.throughs.borrow_mut().release(number, start, end);
+                    // Who waits for the range is told so too.
+                    owner.release(&volume, start, end);
                     Verdict::Failed
                 }
             };

@@ -330,19 +330,19 @@ async fn churn(m: &Machine, buckets: u64) -> Done {
 
 async fn prio_write(m: Rc<Machine>) -> Done {
     m.register_all().await?;
-    churn(&m, 60).await
+    churn(&m, 160).await
 }
 
 async fn gc_sweep(m: Rc<Machine>) -> Done {
     m.register_all().await?;
-    churn(&m, 30).await?;
+    churn(&m, 60).await?;
     let set = m.set()?;
     let sweeping = async {
         let done = gc::sweep(&set.tree).await;
         done.map_err(|_| "the set stopped".to_string())
     };
     both(sweeping, m.burst(1, 24, 4)).await?;
-    churn(&m, 30).await
+    churn(&m, 60).await
 }
 
 /// Waits until a volume's backing device says that nothing is dirty.
