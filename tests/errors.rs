@@ -47,7 +47,10 @@ fn clean_keys_are_not_written_for_a_backing_device_that_was_not_flushed() {
         machine.register("slow").expect("the volume");
         assert_eq!(machine.set()["cached_extents"], 0, "{rewritten}");
         // Without a fault in between they are kept.
-        assert_eq!(machine.write("Vol0", 0, 8, 9), Outcome::Success);
+        // (What is written before the allocator of a new life has a bucket to give is not cached.)
+        while machine.set()["cached_extents"] == 0 {
+            assert_eq!(machine.write("Vol0", 0, 8, 9), Outcome::Success);
+        }
         assert_eq!(machine.flush("Vol0"), Outcome::Success);
         machine.write_leaves();
         machine.lose_power(&[&fast, &slow]);
