@@ -320,7 +320,7 @@ fn a_volume_grows_with_its_backing_device() {
 fn options_come_back_with_what_they_are_of() {
     let (_fast, _slow, machine) = running();
     let uuid = machine.uuid();
-    let params = json!({"set": uuid, "io_error_limit": 3, "journal_delay_ms": 7});
+    let params = json!({"set": uuid, "io_error_limit": 3, "copy_gc_enabled": false});
     machine.must("bdev_bcache_set_set_options", params);
     machine.must("bdev_bcache_delete", json!({"name": "Vol0"}));
     machine.register("slow").expect("the volume");
@@ -331,8 +331,8 @@ fn options_come_back_with_what_they_are_of() {
     assert_eq!(machine.volume()["options"]["writeback_running"], false);
     let options = machine.set()["options"].clone();
     assert_eq!(
-        (&options["io_error_limit"], &options["journal_delay_ms"]),
-        (&json!(3), &json!(7))
+        (&options["io_error_limit"], &options["copy_gc_enabled"]),
+        (&json!(3), &json!(false))
     );
     assert!(machine.hub.later().volumes.is_empty() && machine.hub.later().sets.is_empty());
     machine.die();

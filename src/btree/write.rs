@@ -20,7 +20,7 @@
 use std::rc::Rc;
 
 use super::nodes::{Node, NodeId, Span};
-use super::{Pos, Tree, key_of, vouch};
+use super::{DELETE_SECTORS_MAX, Pos, Tree, key_of, vouch};
 use crate::disk::{IoError, Stopped};
 use crate::format::bset::{self, set_blocks};
 use crate::format::key::{Key, MAX_BYTES, Ptr, encoded_bytes};
@@ -31,9 +31,6 @@ use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Leaves that are written with one flush.
 const ROUND: usize = 32;
-
-/// The longest range of one deletion key.
-const DELETE_SECTORS_MAX: u64 = super::DELETE_SECTORS_MAX;
 
 /// A run on its way to the disk.
 pub(super) struct Append {
@@ -49,7 +46,8 @@ pub(super) struct Append {
 }
 
 /// What a round holds back until the newest root is named by all further journal entries (the pins)
-/// or durable (the buckets: nodes under the old root must stay as they are until then). One journal entry serves a whole round, however many nodes it rewrote.
+/// or durable (the buckets: nodes under the old root must stay as they are until then). One journal
+/// entry serves a whole round, however many nodes it rewrote.
 #[derive(Default)]
 pub(super) struct Deferred {
     pub(super) root_changed: bool,

@@ -58,7 +58,7 @@ pub struct Mover {
     tree: Rc<Tree>,
     latch: Rc<Latch>,
     /// Whether it works at all; the kernel's `copy_gc_enabled`.
-    pub enabled: Cell<bool>,
+    enabled: Cell<bool>,
     stopping: Cell<bool>,
     running: Cell<bool>,
     ended: Notify,
@@ -105,6 +105,17 @@ impl Mover {
 
     fn is_over(&self) -> bool {
         self.latch.check().is_err() || self.stopping.get()
+    }
+
+    /// Whether it works when space is wanted.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.get()
+    }
+
+    /// Has it work, or not, from the next pass on.
+    pub fn enable(&self, on: bool) {
+        self.enabled.set(on);
+        self.tree.alloc.move_due.notify();
     }
 
     /// Ends [`run`](Self::run) after the batch that it is in.

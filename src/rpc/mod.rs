@@ -224,6 +224,7 @@ struct SetOptions {
     io_error_limit: Option<u64>,
     io_error_halflife: Option<u64>,
     errors: Option<String>,
+    copy_gc_enabled: Option<bool>,
     #[serde(default)]
     when_up: bool,
 }
@@ -436,6 +437,7 @@ fn set_set_options(hub: &Hub, p: SetOptions) -> Answer {
         io_error_limit: p.io_error_limit,
         io_error_halflife: p.io_error_halflife,
         errors: p.errors.map(on_error).transpose()?,
+        copy_gc_enabled: p.copy_gc_enabled,
     };
     done(hub.set_set_options(&p.set, options, p.when_up))
 }

@@ -71,6 +71,7 @@ pub fn set_params(uuid: Uuid, options: SetOptions) -> Value {
         "io_error_limit": options.io_error_limit,
         "io_error_halflife": options.io_error_halflife,
         "errors": options.errors.map(OnError::name),
+        "copy_gc_enabled": options.copy_gc_enabled,
         "when_up": true,
     }))
 }
@@ -196,6 +197,7 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             "io_error_limit": health.limit.get(),
             "io_error_halflife": health.halflife.get(),
             "errors": set.on_error.get().name(),
+            "copy_gc_enabled": set.mover.is_enabled(),
         },
     })
 }

@@ -111,6 +111,8 @@ pub struct SetOptions {
     pub io_error_halflife: Option<u64>,
     /// What then becomes of the set.
     pub errors: Option<OnError>,
+    /// Whether moving gc works.
+    pub copy_gc_enabled: Option<bool>,
 }
 
 impl SetOptions {
@@ -140,6 +142,7 @@ impl SetOptions {
             io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
             io_error_halflife: other(health.halflife.get(), 0),
             errors: (errors != OnError::default()).then_some(errors),
+            copy_gc_enabled: (!set.mover.is_enabled()).then_some(false),
         };
         (changed != SetOptions::default()).then_some(changed)
     }
@@ -157,6 +160,9 @@ impl SetOptions {
         if let Some(errors) = self.errors {
             set.on_error.set(errors);
         }
+        if let Some(on) = self.copy_gc_enabled {
+            set.mover.enable(on);
+        }
     }
 
     /// These, where `newer` says nothing else.
@@ -166,6 +172,7 @@ impl SetOptions {
             io_error_limit: newer.io_error_limit.or(self.io_error_limit),
             io_error_halflife: newer.io_error_halflife.or(self.io_error_halflife),
             errors: newer.errors.or(self.errors),
+            copy_gc_enabled: newer.copy_gc_enabled.or(self.copy_gc_enabled),
         }
     }
 }

@@ -89,7 +89,8 @@ def test_saved_configuration_brings_everything_back(start, folder):
     pair.create(target, mode="writeback")
     uuid = volume.the_set(target)["set"]
     target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False, writeback_percent=7)
-    options = {"journal_delay_ms": 50, "io_error_limit": 20, "io_error_halflife": 1000, "errors": "panic"}
+    options = {"journal_delay_ms": 50, "io_error_limit": 20, "io_error_halflife": 1000, "errors": "panic",
+               "copy_gc_enabled": False}
     target.call("bdev_bcache_set_set_options", set=uuid, **options)
     before = volume.volume(target, "Vol0")
     assert before["options"] == {"writeback_running": False, "writeback_percent": 7}
