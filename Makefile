@@ -78,6 +78,7 @@ test: packages-test hugepages
 
 bench: build bdevperf hugepages
 	@$(RUN) $(PYTHON) tests/bench/compare.py
+	@$(RUN) $(PYTHON) tests/bench/latency.py
 
 # KEYS=100000000 takes 5 GB of memory
 .PHONY: bench-engine

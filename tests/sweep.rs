@@ -102,7 +102,7 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(format first_run attach new_root split journal_wrap prio_write gc_sweep write_back detach flash_volume
+scenarios!(format first_run attach new_root split journal_wrap prio_write gc_sweep moving_gc write_back detach flash_volume
            stop mode_change recovery clear);
 
 #[test]

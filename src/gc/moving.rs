@@ -131,8 +131,11 @@ impl Mover {
         }
     }
 
-    /// One pass over all maps. Returns how many sectors were moved.
-    async fn pass(&self) -> Result<u64, Stopped> {
+    /// One pass over all maps, whether space is wanted or not. Returns how many sectors were moved.
+    ///
+    /// # Errors
+    /// The set stopped.
+    pub async fn pass(&self) -> Result<u64, Stopped> {
         let thin = self.tree.alloc.thinnest().await;
         if thin.buckets.is_empty() {
             return Ok(0);

@@ -89,6 +89,12 @@ pub const ALL: &[Scenario] = &[
         script: |m| Box::pin(gc_sweep(m)),
     },
     Scenario {
+        name: "moving_gc",
+        layout: FLASH,
+        prepare: |m| Box::pin(thin(m)),
+        script: |m| Box::pin(moving_gc(m)),
+    },
+    Scenario {
         name: "write_back",
         layout: SMALL,
         prepare: |m| Box::pin(dirty(m)),
@@ -168,6 +174,20 @@ async fn dirty_and_flash(m: Rc<Machine>) -> Done {
     dirty(m.clone()).await?;
     m.create_flash(1).await?;
     m.burst(1, 24, 8).await?;
+    m.flush(1).await
+}
+
+/// A volume on the cache alone whose buckets are mostly empty: of four writes that shared one, three
+/// were written again elsewhere.
+async fn thin(m: Rc<Machine>) -> Done {
+    create(&m, 0, CacheMode::WriteBack).await?;
+    m.create_flash(1).await?;
+    for i in 0..96 {
+        m.write(1, 4 * i, 4).await?;
+    }
+    for i in (0..96).filter(|i| i % 4 != 0) {
+        m.write(1, 4 * i, 4).await?;
+    }
     m.flush(1).await
 }
 
@@ -312,7 +332,7 @@ fn reuses(m: &Machine) -> Result<u64, String> {
 /// Reads the second volume through a cache that is full, until so many buckets have been used again.
 async fn churn(m: &Machine, buckets: u64) -> Done {
     let census = m.set()?.alloc.census();
-    if census.clean < m.layout.nbuckets * 3 / 4 {
+    if census.clean + census.dirty < m.layout.nbuckets * 3 / 4 {
         return Err(format!("the cache is not full: {census:?}"));
     }
     let enough = reuses(m)? + buckets;
@@ -343,6 +363,20 @@ async fn gc_sweep(m: Rc<Machine>) -> Done {
     };
     both(sweeping, m.burst(1, 24, 4)).await?;
     churn(&m, 60).await
+}
+
+async fn moving_gc(m: Rc<Machine>) -> Done {
+    m.register_all().await?;
+    let set = m.set()?;
+    let moving = async {
+        match set.mover.pass().await {
+            Ok(0) => Err("nothing is moved".to_string()),
+            Ok(_) => Ok(()),
+            Err(_) => Err("the set stopped".to_string()),
+        }
+    };
+    both(moving, m.burst(1, 24, 4)).await?;
+    m.flush(1).await
 }
 
 /// Waits until a volume's backing device says that nothing is dirty.
