@@ -74,6 +74,9 @@ pub struct Plan {
     /// Whether the cache device loses and misdirects writes. What hosts read is not looked at then:
     /// data have no checksums. But the set's own structures must be found damaged, or be right.
     pub lies: bool,
+    /// Whether the volumes without a backing device are larger than the cache, so that writes may
+    /// find no space.
+    pub outgrown: bool,
 }
 
 impl Plan {
@@ -140,6 +143,7 @@ impl Plan {
             cache_faults: Faults::default(),
             ills: Ills::default(),
             lies: false,
+            outgrown: false,
         }
     }
 

@@ -1,6 +1,5 @@
 //! Plans that leave a cache no room: whatever a host does, it must go on and answer in time.
 
-use super::disk::Faults;
 use super::plan::{End, Plan, VolumePlan};
 use crate::format::superblock::CacheMode;
 use crate::rng::Rng;
@@ -103,11 +102,7 @@ impl Plan {
             },
             io_sectors_max: [1, 64][(seed / 2 % 2) as usize],
             clears: 5,
-            // Says that I/O may fail; none ever does for this reason.
-            backing_faults: Faults {
-                read: 1 << 60,
-                ..Faults::default()
-            },
+            outgrown: true,
             ..Plan::tight(seed)
         }
     }
