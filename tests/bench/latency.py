@@ -67,16 +67,18 @@ def percentile(buckets, share):
     return 0.0
 
 
-def collect(socket, done):
-    """Passes of gc, one after the other, until `done` is set."""
+def observe(socket, gc, done, found):
+    """Takes the histogram again and again until `done` is set, for it goes with the run's channel; the last one that
+    has anything stands in `found`. Between two of them: passes of gc, or nothing."""
     rpc = RpcClient(socket)
     uuid = rpc.call("bdev_bcache_get_sets")[0]["set"]
-    passes = 0
-    while not done.is_set():
-        rpc.call("bdev_bcache_gc", limit=60, set=uuid)
-        passes += 1
+    while not done.wait(0 if gc else 0.1):
+        if gc:
+            rpc.call("bdev_bcache_gc", limit=60, set=uuid)
+        buckets = histogram(rpc.call("bdev_get_histogram", name="Vol0"))
+        if buckets:
+            found[:] = buckets
     rpc.close()
-    return passes
 
 
 def measure(folder, situation, options):
@@ -87,16 +89,13 @@ def measure(folder, situation, options):
                       program=options.bdevperf) as session:
         if warm:
             session.measure(limit=options.seconds + 60)
-        done = threading.Event()
-        collector = threading.Thread(target=collect, args=(session.target.socket, done))
+        done, buckets = threading.Event(), []
+        observer = threading.Thread(target=observe, args=(session.target.socket, gc, done, buckets))
         session.target.call("bdev_enable_histogram", name="Vol0", enable=True)
-        if gc:
-            collector.start()
+        observer.start()
         iops = session.measure(limit=options.seconds + 60)
         done.set()
-        if gc:
-            collector.join()
-        buckets = histogram(session.target.call("bdev_get_histogram", name="Vol0"))
+        observer.join()
     return dict({"iops": iops}, **{name: percentile(buckets, share) for name, share in SHARES.items()})
 
 
