@@ -19,7 +19,7 @@ CONFORMANCE = ["Inquiry", "Mandatory", "ModeSense6", "Prefetch10", "Read6", "Rea
 GROUP_SECONDS = 6
 # newer releases of SPDK have the command; a group writes the whole disk some hundred times over then
 WRITE_SAME_SECONDS = 90
-TRIES = 5
+TRIES = 20
 
 
 @pytest.fixture(scope="module")
