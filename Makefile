@@ -12,6 +12,9 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 # what `make test` runs of the system tests: PYTEST="-k vhost -x" narrows it down
 PYTEST ?=
+# more arguments of the bench, see tests/bench/compare.py --help
+BENCH ?=
+QUICK ?=
 # random lives that `make sim` runs, and the seed of the first
 SEEDS ?= 1000
 FIRST ?= 1
@@ -25,7 +28,8 @@ help:
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
 	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
-	@echo 'make bench      compare malloc, passthru, OCF and ours with bdevperf'
+	@echo 'make bench      malloc, passthru, ours and OCF side by side: tables, JSON and plots in $(TARGET_DIR)/bench;'
+	@echo '                half an hour, with QUICK=1 four minutes; BENCH="--parts hits --rounds 5" narrows it down'
 	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
 	@echo
@@ -76,9 +80,10 @@ test: packages-test hugepages
 	@$(MAKE) unit
 	@$(MAKE) system
 
-bench: build bdevperf hugepages
-	@$(RUN) $(PYTHON) tests/bench/compare.py
-	@$(RUN) $(PYTHON) tests/bench/latency.py
+# the largest cell has four processes with 5.5 GiB between them
+bench: build bdevperf
+	@spdk/hugepages.sh 3072
+	@$(RUN) $(PYTHON) tests/bench/compare.py $(if $(QUICK),--quick) $(BENCH)
 
 # KEYS=100000000 takes 5 GB of memory
 .PHONY: bench-engine

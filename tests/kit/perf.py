@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
 import subprocess
+import time
 
 from . import tools
+from .rpc import RpcClient
 from .target import Target, remove_leftovers, usage_of
 
 
@@ -58,37 +61,56 @@ def run(folder, config, arguments, cpumask="0x1", memory_mb=512, limit=60, progr
 
 
 class Session:
-    """A bdevperf that stays up, so that one workload runs again over the bdevs as the last run left them.
+    """A bdevperf whose workload goes on until it is killed; `rate` measures any stretch of it, `pause` stops it.
 
-    Data are copied, as a client over any transport would, unless `in_place` is given: bdevperf of 20.07 then lets
-    bdevs that can (malloc) be read in their own memory.
+    One run, and not one after the other: SPDK 20.07 adds its job anew to a list with each, so that the second run has
+    twice the depth, and leaves a thread and its ring behind. The figures are the bdev layer's own counts and clock. Data
+    are copied, as a client over any transport would: bdevperf of 20.07 would else let bdevs that can (malloc) be read in
+    their own memory.
     """
 
-    def __init__(self, folder, config, arguments, cpumask="0x1", memory_mb=1024, program=None, in_place=False):
+    def __init__(self, folder, config, bdev, arguments, cpumask="0x1", memory_mb=1024, program=None):
         path = folder / "bdevperf.json"
         path.write_text(json.dumps(config, indent=1))
         program = program or tools.built("bdevperf")
-        copying = ["-x"] if not in_place and "disable using zcopy" in usage_of(program) else []
+        copying = ["-x"] if "disable using zcopy" in usage_of(program) else []
+        self.bdev = bdev
+        self.run = None
         self.target = Target(folder, name="bdevperf", cpumask=cpumask, memory_mb=memory_mb, config=path,
                              program=program, arguments=["-z", *copying, *arguments])
 
     def __enter__(self):
+        """Starts the process and its workload."""
         self.target.start()
+        self.run = RpcClient(self.target.socket)
+        self.run.send("perform_tests")
         return self
 
     def __exit__(self, kind, value, trace):
+        if self.run is not None:
+            self.run.close()
         self.target.kill()
 
-    def measure(self, limit=60):
-        """Runs the workload once; requests a second."""
-        before = len(self.target.log.read_text(errors="replace"))
-        answer = self.target.call("perform_tests", limit=limit)
-        if isinstance(answer, dict) and "results" in answer:  # newer releases say it themselves
-            return sum(job["iops"] for job in answer["results"])
-        # the total adds up all runs so far, so it is the jobs' own lines that count
-        text = self.target.log.read_text(errors="replace")[before:].replace("\r", "\n")
-        jobs = re.findall(r"^\s*(\S+)\s*:\s*([0-9.]+) IOPS", text, re.MULTILINE)
-        rates = [float(rate) for name, rate in jobs if name != "Total"]
-        if not rates:
-            raise PerfFailed("bdevperf printed no rates:\n%s" % text)
-        return sum(rates)
+    def pause(self):
+        """Stops the process where it is, so that others have the core that its reactors poll on."""
+        self.target.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        """Lets a process that was paused go on."""
+        self.target.process.send_signal(signal.SIGCONT)
+
+    def counts(self):
+        """(requests so far, seconds on the bdev layer's clock, its ticks a second)."""
+        answer = self.target.call("bdev_get_iostat", name=self.bdev)
+        stats = answer["bdevs"][0]
+        return (stats["num_read_ops"] + stats["num_write_ops"], answer["ticks"] / answer["tick_rate"],
+                answer["tick_rate"])
+
+    def rate(self, seconds):
+        """Requests a second over the next `seconds`; PerfFailed when the workload has ended."""
+        before, began, _ = self.counts()
+        time.sleep(seconds)
+        after, ended, _ = self.counts()
+        if after == before or re.search(r"Buffer mismatch|bdev=\S+ fails", self.target.log.read_text(errors="replace")):
+            raise PerfFailed("the workload does not go on:\n%s" % self.target.log_end())
+        return (after - before) / (ended - began)

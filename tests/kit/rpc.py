@@ -40,16 +40,20 @@ class RpcClient:
         """Calls `method`; returns its result, or raises RpcError or RpcLost."""
         return self.request(method, params or None, limit)
 
-    def request(self, method, params, limit=None):
-        """As `call`, for parameters that are no plain keywords."""
+    def send(self, method, params=None):
+        """Sends a request whose answer nobody waits for, or later; returns its id."""
         request = {"jsonrpc": "2.0", "method": method, "id": self.next_id}
         self.next_id += 1
         if params is not None:
             request["params"] = params
+        self.socket.sendall(json.dumps(request).encode())
+        return request["id"]
+
+    def request(self, method, params, limit=None):
+        """As `call`, for parameters that are no plain keywords."""
         self.socket.settimeout(limit or self.limit)
         try:
-            self.socket.sendall(json.dumps(request).encode())
-            response = self.receive(request["id"])
+            response = self.receive(self.send(method, params))
         except OSError as error:
             raise RpcLost("%s: %s" % (method, error)) from error
         if "error" in response:
