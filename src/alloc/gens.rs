@@ -6,8 +6,16 @@
 //! Why the generation is enough: a bucket's generation is raised *before* the bucket can be
 //! written over. A reader that finds the generation of its pointer before its read and again after
 //! the data have arrived has read what the pointer meant.
+//!
+//! Data may be plain memory that one reactor copies from and another one to, without any atomic
+//! between them, so both sides have a fence: the reader before it looks at the generation again, the
+//! one who was given the bucket before it writes there ([`Gens::granted`]). On x86 they cost nothing
+//! but an order that the compiler has to keep.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
 use crate::units::{BucketNr, Gen};
 
@@ -49,15 +57,23 @@ impl Gens {
         self.generations.is_empty()
     }
 
-    /// The generation now. Orders all later reads of this thread behind it.
+    /// The generation now. All reads of this thread before it come before, those after it after it.
     #[inline]
     pub fn generation(&self, bucket: BucketNr) -> Gen {
+        fence(Ordering::Acquire);
         Gen(self.generations[bucket.index()].load(Ordering::Acquire))
     }
 
     /// Sets a generation: the owner, before the bucket is given away anew.
     pub fn set_generation(&self, bucket: BucketNr, generation: Gen) {
         self.generations[bucket.index()].store(generation.0, Ordering::Release);
+    }
+
+    /// To be called by who was given buckets, before it writes to them: who reads what it writes
+    /// finds the generation raised.
+    #[inline]
+    pub fn granted(&self) {
+        fence(Ordering::Release);
     }
 
     /// Notes that the bucket is of use.
@@ -92,5 +108,81 @@ impl Gens {
             self.traffic_sectors.store(0, Ordering::Relaxed);
             self.clock.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// The argument at the head, with every interleaving and every value that a load may return.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicBool, AtomicU64};
+    use loom::thread;
+
+    const BUCKET: BucketNr = BucketNr(0);
+
+    /// A bucket, the word of data in it, and the ring that its grant goes through.
+    struct Cache {
+        gens: Gens,
+        data: AtomicU64,
+        grant: AtomicBool,
+    }
+
+    impl Cache {
+        fn new() -> Arc<Cache> {
+            Arc::new(Cache {
+                gens: Gens::new(1, 8),
+                data: AtomicU64::new(0),
+                grant: AtomicBool::new(false),
+            })
+        }
+
+        /// A read hit through a pointer of generation 0: what was read, if it counts.
+        fn read(&self) -> Option<u64> {
+            if self.gens.generation(BUCKET) != Gen(0) {
+                return None;
+            }
+            let data = self.data.load(Ordering::Relaxed);
+            (self.gens.generation(BUCKET) == Gen(0)).then_some(data)
+        }
+
+        /// The owner takes the bucket away and gives it to a reactor.
+        fn give_away(&self) {
+            self.gens.set_generation(BUCKET, Gen(1));
+            self.grant.store(true, Ordering::Release);
+        }
+
+        /// The reactor writes to it, if it has come.
+        fn write_over(&self) {
+            if self.grant.load(Ordering::Acquire) {
+                self.gens.granted();
+                self.data.store(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_counts_only_if_the_bucket_was_not_written_over() {
+        loom::model(|| {
+            let cache = Cache::new();
+            let theirs = cache.clone();
+            let reader = thread::spawn(move || assert!(matches!(theirs.read(), None | Some(0))));
+            cache.give_away();
+            cache.write_over();
+            reader.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn nor_by_a_third_reactor() {
+        loom::model(|| {
+            let cache = Cache::new();
+            let (one, other) = (cache.clone(), cache.clone());
+            let reader = thread::spawn(move || assert!(matches!(one.read(), None | Some(0))));
+            let writer = thread::spawn(move || other.write_over());
+            cache.give_away();
+            reader.join().unwrap();
+            writer.join().unwrap();
+        });
     }
 }

@@ -114,3 +114,81 @@ mod tests {
         assert!(v.changed_since(Sector(1 << 41), Sector((1 << 41) + 8), 5));
     }
 }
+
+/// The count of changes that a fill carries, with every interleaving: the owner changes the map or
+/// the backing device and then counts, the front looks at the count and then at both.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::thread;
+
+    const START: Sector = Sector(0);
+    const END: Sector = Sector(8);
+
+    /// A range of a volume: whether it is in the map, what is on the backing device, and
+    /// [`crate::request::volume::Attached::changes`].
+    struct Volume {
+        cached: AtomicU64,
+        backing: AtomicU64,
+        changes: AtomicU64,
+    }
+
+    impl Volume {
+        /// A reactor reads, and fills what it missed: the count that it saw, and the data.
+        fn read(&self) -> Option<(u64, u64)> {
+            let seen = self.changes.load(Ordering::Acquire);
+            if self.cached.load(Ordering::Acquire) == 1 {
+                return None;
+            }
+            Some((seen, self.backing.load(Ordering::Relaxed)))
+        }
+
+        /// The owner, after it has changed the range.
+        fn changed(&self, versions: &mut Versions) {
+            let nr = self.changes.load(Ordering::Relaxed) + 1;
+            versions.changed(START, END, nr);
+            self.changes.store(nr, Ordering::Release);
+        }
+    }
+
+    /// A reader beside `change`; says of the fill it sends, if any, whether the owner takes it, and
+    /// what it read.
+    fn fill_beside(change: fn(&Volume, &mut Versions)) -> Option<(bool, u64)> {
+        let volume = Arc::new(Volume {
+            cached: AtomicU64::new(0),
+            backing: AtomicU64::new(0),
+            changes: AtomicU64::new(1),
+        });
+        let theirs = volume.clone();
+        let reader = thread::spawn(move || theirs.read());
+        let mut versions = Versions::default();
+        change(&volume, &mut versions);
+        let (seen, data) = reader.join().unwrap()?;
+        Some((!versions.changed_since(START, END, seen), data))
+    }
+
+    #[test]
+    fn a_fill_that_did_not_see_a_write_to_the_cache_is_dropped() {
+        loom::model(|| {
+            let fill = fill_beside(|volume, versions| {
+                volume.cached.store(1, Ordering::Release);
+                volume.changed(versions);
+            });
+            assert!(fill.is_none_or(|(taken, _)| !taken));
+        });
+    }
+
+    #[test]
+    fn a_fill_with_what_was_there_before_a_through_write_is_dropped() {
+        loom::model(|| {
+            let fill = fill_beside(|volume, versions| {
+                volume.changed(versions);
+                volume.backing.store(1, Ordering::Relaxed);
+                volume.changed(versions);
+            });
+            assert!(fill.is_none_or(|(taken, data)| !taken || data == 1));
+        });
+    }
+}

@@ -165,6 +165,7 @@ impl<L: Lane> Front<L> {
                 generation,
             } => {
                 let sectors = link.set().bucket_sectors;
+                link.set().gens.granted();
                 let start = Sector(u64::from(bucket.0) * u64::from(sectors));
                 link.stream(dirty)
                     .granted(bucket, generation, start, sectors);
