@@ -28,8 +28,8 @@ from progress import Progress  # noqa: E402
 START_SECONDS = 1.5
 NO_COUNTERS = ("cycles and instructions were not counted: `perf stat` is missing or this machine gives it no counters; "
                "cycles are those of the time stamp counter instead")
-OCF_CUTOFF = ("OCF's sequential cut-off cannot be set in bdev_ocf; its default acts only while the cache is full, which it "
-              "is in no sequential cell")
+OCF_CUTOFF = ("OCF's sequential cut-off cannot be set in bdev_ocf; its default acts only while the cache is full, "
+              "which it is in no sequential cell")
 
 
 def parse(arguments):
@@ -46,10 +46,12 @@ def parse(arguments):
                         metavar="CANDIDATE", help="candidates to run: " + ", ".join(matrix.CANDIDATES))
     parser.add_argument("--parts", nargs="+", choices=[*matrix.BY_KEY, "latency", "scale"], metavar="PART",
                         help="parts to run: %s, latency, scale" % ", ".join(matrix.BY_KEY))
-    parser.add_argument("--extents", nargs="+", type=int, help="sizes of the map, for the scale part (default: 65536 1048576 "
-                        "16777216; 67108864 takes 2 GB of memory and a quarter of an hour)")
-    parser.add_argument("--cpumask", type=lambda words: int(words, 16), default=0x3, help="cores to run on (default: 0x3)")
-    parser.add_argument("--out", type=pathlib.Path, default=tools.build_dir().parent / "bench", help="folder of the results")
+    parser.add_argument("--extents", nargs="+", type=int, help="sizes of the map, for the scale part (default: 65536 "
+                        "1048576 16777216; 67108864 takes 2 GB of memory and a quarter of an hour)")
+    parser.add_argument("--cpumask", type=lambda words: int(words, 16), default=0x3,
+                        help="cores to run on (default: 0x3)")
+    parser.add_argument("--out", type=pathlib.Path, default=tools.build_dir().parent / "bench",
+                        help="folder of the results (default: target/bench)")
     parser.add_argument("--bdevperf", type=pathlib.Path, help="the binary (default: target/release/bdevperf)")
     options = parser.parse_args(arguments)
     options.scope = options.scope or "star"

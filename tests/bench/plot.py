@@ -96,10 +96,11 @@ def bars(title, subtitle, groups, series, values, y_label, y_format=short, log=F
                 x + 1, top, wide - 2, max(0.5, HEIGHT - BOTTOM - top), COLOURS[number % len(COLOURS)],
                 escape("%s, %s: %s" % (group.replace("\n", ", "), name, words))))
             centre = x + wide / 2
-            parts += [line(centre, axis.at(lowest), centre, axis.at(highest), "#222", 1.2),
-                      line(centre - 4, axis.at(lowest), centre + 4, axis.at(lowest), "#222", 1.2),
-                      line(centre - 4, axis.at(highest), centre + 4, axis.at(highest), "#222", 1.2),
-                      text(centre, axis.at(highest) - 5, words, 10)]
+            if lowest < highest:
+                parts += [line(centre, axis.at(lowest), centre, axis.at(highest), "#222", 1.2),
+                          line(centre - 4, axis.at(lowest), centre + 4, axis.at(lowest), "#222", 1.2),
+                          line(centre - 4, axis.at(highest), centre + 4, axis.at(highest), "#222", 1.2)]
+            parts.append(text(centre, axis.at(highest) - 5, words, 10))
     parts.append(line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "#333"))
     return document(parts)
 

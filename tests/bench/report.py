@@ -124,7 +124,8 @@ class Targets:
     def add(self, name, wanted, measured, reached, form):
         """One row; `measured` is None when there is no figure."""
         if measured is None:
-            self.rows.append({"name": name, "wanted": wanted, "measured": None, "reached": None, "text": "not measured"})
+            self.rows.append({"name": name, "wanted": wanted, "measured": None, "reached": None,
+                              "text": "not measured"})
         else:
             self.rows.append({"name": name, "wanted": wanted, "measured": measured, "reached": bool(reached(measured)),
                               "text": form(measured)})

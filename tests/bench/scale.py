@@ -2,7 +2,8 @@
 
 Null bdevs, for they have terabytes and cost nothing: what is left is the map. A volume of so many blocks of 4 KiB is
 read at random until nearly all of them are in the cache: each miss makes an extent of one block, and neighbours are
-cached at unrelated places, so that no two can be one. Then the same reads hit. bdevperf, 4 KiB, 128 in flight, one core.
+cached at unrelated places, so that no two can be one. Then the same reads hit. bdevperf, 4 KiB, 128 in flight, one
+core.
 """
 
 import statistics

@@ -64,9 +64,9 @@ class Session:
     """A bdevperf whose workload goes on until it is killed; `rate` measures any stretch of it, `pause` stops it.
 
     One run, and not one after the other: SPDK 20.07 adds its job anew to a list with each, so that the second run has
-    twice the depth, and leaves a thread and its ring behind. The figures are the bdev layer's own counts and clock. Data
-    are copied, as a client over any transport would: bdevperf of 20.07 would else let bdevs that can (malloc) be read in
-    their own memory.
+    twice the depth, and leaves a thread and its ring behind. The figures are the bdev layer's own counts and clock.
+    Data are copied, as a client over any transport would: bdevperf of 20.07 would else let bdevs that can (malloc) be
+    read in their own memory.
     """
 
     def __init__(self, folder, config, bdev, arguments, cpumask="0x1", memory_mb=1024, program=None):
