@@ -100,7 +100,7 @@ class Live:
     """A candidate whose workload runs, or is paused; `iops` has a figure for each round."""
 
     def __init__(self, bdev, config, arguments, options, cores, huge_mb=HUGE_MB):
-        self.bdev, self.options = bdev, options
+        self.bdev, self.options, self.cores = bdev, options, cores
         self.folder = target.scratch_folder()
         load = perf.workload(bdev, seconds=FOREVER_SECONDS, every_core=len(cores) > 1, **arguments)
         self.session = perf.Session(self.folder, perf.bdev_config(*config), bdev, load, cpumask=mask_of(cores),
@@ -109,7 +109,13 @@ class Live:
 
     def start(self):
         """Starts the process and its workload."""
-        self.session.__enter__()
+        # DPDK takes a core mask, but keeps its threads on the cores that it was started on
+        ours = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores)
+        try:
+            self.session.__enter__()
+        finally:
+            os.sched_setaffinity(0, ours)
         # what else runs on the core comes last; without the right to it the spread is larger, that is all
         with contextlib.suppress(PermissionError):
             for task in os.listdir("/proc/%d/task" % self.session.target.process.pid):
