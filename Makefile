@@ -30,7 +30,7 @@ help:
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      malloc, passthru, ours and OCF side by side: tables, JSON and plots in $(TARGET_DIR)/bench;'
 	@echo '                half an hour, with QUICK=1 four minutes; BENCH="--parts hits --rounds 5" narrows it down'
-	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index'
+	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index, single steps'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
 	@echo
 	@echo 'SPDK_DIR=…      a built SPDK tree, 20.07 to 26.05, instead of the one spdk/setup.sh builds'
@@ -64,6 +64,7 @@ lint: packages-test
 unit: packages-test
 	@$(RUN) cargo test --locked
 	@$(RUN) cargo test --locked --features canary --test canary
+	@$(RUN) tests/races.sh
 
 sim: packages-test
 	@$(RUN) cargo test --locked --quiet --profile sim --test seeds -- $(SEEDS) $(FIRST)
@@ -91,6 +92,7 @@ bench-engine: packages
 	@$(RUN) cargo bench --locked --bench recovery -- $(or $(KEYS),1000000 10000000)
 	@$(RUN) cargo bench --locked --bench slices
 	@$(RUN) cargo bench --locked --bench index
+	@$(RUN) cargo bench --locked --bench micro
 
 clean:
 	@$$(spdk/rust.sh path)/cargo clean
