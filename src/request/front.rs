@@ -271,7 +271,7 @@ impl<L: Lane> Front<L> {
             Step::CacheRead => self.cache_read_done(io, &done, ok),
             Step::BackingRead => {
                 if !ok {
-                    io.failed.set(true);
+                    self.backing_failed(&io);
                 }
                 self.settle(io);
             }
@@ -293,7 +293,7 @@ impl<L: Lane> Front<L> {
             Step::Backing => self.backing_done(io, ok),
             Step::BackingFlush => {
                 if !ok {
-                    io.failed.set(true);
+                    self.backing_failed(&io);
                 }
                 self.settle(io);
             }
@@ -303,9 +303,15 @@ impl<L: Lane> Front<L> {
         }
     }
 
+    #[cold]
+    fn backing_failed(&self, io: &L::Io) {
+        self.volume.health.failed(&self.volume.name);
+        io.failed.set(true);
+    }
+
     fn backing_done(&self, io: L::Io, ok: bool) {
         if !ok {
-            io.failed.set(true);
+            self.backing_failed(&io);
         } else if io.flush_after.replace(false) {
             return self.flush_part(io);
         }
@@ -402,6 +408,10 @@ impl<L: Lane> Front<L> {
             return sectors;
         }
         io.missed.set(true);
+        if self.volume.health.is_disabled() {
+            io.failed.set(true);
+            return sectors;
+        }
         if let Some(filled) = self.start_fill(io, at, sectors) {
             return filled;
         }
@@ -489,7 +499,7 @@ impl<L: Lane> Front<L> {
             }
             self.lane.fill_write(nr, fill.at, fill.sectors);
         } else {
-            io.failed.set(true);
+            self.backing_failed(&io);
             self.end_fill(link, nr, &fill);
         }
         self.settle(io);
@@ -539,7 +549,17 @@ impl<L: Lane> Front<L> {
 
     // --- writes ---
 
+    /// Answers at once: the backing device is given up.
+    #[cold]
+    fn refuse(&self, io: L::Io) {
+        io.failed.set(true);
+        self.finish(io);
+    }
+
     fn start_write(&self, io: L::Io) {
+        if self.volume.health.is_disabled() {
+            return self.refuse(io);
+        }
         let Some(link) = &self.link else {
             return self.write_backing(io, Phase::Direct);
         };
@@ -753,6 +773,9 @@ impl<L: Lane> Front<L> {
     // --- the rest ---
 
     fn start_clear(&self, io: L::Io, kind: Through) {
+        if self.volume.health.is_disabled() {
+            return self.refuse(io);
+        }
         match (&self.link, self.volume.data_offset) {
             (Some(link), Some(_)) => self.ask(link, io, kind),
             (Some(link), None) => {

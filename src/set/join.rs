@@ -97,7 +97,7 @@ impl Hub {
         let marked = backing.superblock().state() == BackingState::Dirty;
         let owned = set.owner.add_volume(
             inode,
-            Some((backing.disk.clone(), sb.data_offset)),
+            Some((backing.watched.clone(), sb.data_offset)),
             marked,
             backing.marker(set),
         );
