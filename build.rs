@@ -158,7 +158,7 @@ mod spdk {
         spdk_rpc_method_handler";
 
     /// The functions of SPDK that Rust calls by itself; all else goes through the glue.
-    const FUNCTIONS: &str = "spdk_bdev_(readv|writev|flush|unmap|write_zeroes)_blocks|\
+    const FUNCTIONS: &str = "spdk_bdev_free_io|spdk_bdev_(readv|writev|flush|unmap|write_zeroes)_blocks|\
         spdk_bdev_(read|write)_blocks|\
         spdk_bdev_get_io_channel|spdk_put_io_channel|spdk_get_io_channel|\
         spdk_bdev_desc_get_bdev|spdk_bdev_close|spdk_bdev_get_name|spdk_bdev_get_by_name|\

@@ -20,7 +20,35 @@ type Job = Pin<Box<dyn Future<Output = ()>>>;
 
 /// The ids of tasks that are ready to run. Behind a mutex because a [`Waker`] must be `Send`;
 /// it is never contended on the owner thread.
-type Ready = Mutex<VecDeque<usize>>;
+#[derive(Default)]
+struct Ready {
+    ids: Mutex<VecDeque<usize>>,
+    /// Whether there may be any: a poll with nothing to do takes no lock.
+    any: AtomicBool,
+}
+
+impl Ready {
+    fn push(&self, id: usize) {
+        let mut ids = self.ids.lock().unwrap_or_else(|e| e.into_inner());
+        ids.push_back(id);
+        self.any.store(true, Ordering::Release);
+    }
+
+    #[inline]
+    fn pop(&self) -> Option<usize> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut ids = self.ids.lock().unwrap_or_else(|e| e.into_inner());
+        let id = ids.pop_front();
+        self.any.store(!ids.is_empty(), Ordering::Relaxed);
+        id
+    }
+
+    fn clear(&self) {
+        while self.pop().is_some() {}
+    }
+}
 
 struct TaskWaker {
     id: usize,
@@ -31,8 +59,7 @@ struct TaskWaker {
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            let mut ready = self.ready.lock().unwrap_or_else(|e| e.into_inner());
-            ready.push_back(self.id);
+            self.ready.push(self.id);
         }
     }
 }
@@ -47,6 +74,8 @@ struct Inner {
     free: RefCell<Vec<usize>>,
     ready: Arc<Ready>,
     timers: RefCell<BTreeMap<(u64, u64), Waker>>,
+    /// No timer is due before this.
+    due_us: Cell<u64>,
     timer_nr: Cell<u64>,
     now_us: Cell<u64>,
 }
@@ -67,8 +96,9 @@ impl Executor {
         Executor(Rc::new(Inner {
             tasks: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
-            ready: Arc::new(Mutex::new(VecDeque::new())),
+            ready: Arc::new(Ready::default()),
             timers: RefCell::new(BTreeMap::new()),
+            due_us: Cell::new(u64::MAX),
             timer_nr: Cell::new(0),
             now_us: Cell::new(0),
         }))
@@ -102,14 +132,14 @@ impl Executor {
     /// number of steps run: 0 says that nothing was to be done.
     pub fn poll(&self, now_us: u64, steps_max: usize) -> usize {
         self.0.now_us.set(now_us);
-        self.fire_timers(now_us);
+        if now_us >= self.0.due_us.get() {
+            self.fire_timers(now_us);
+        }
         let mut steps = 0;
         while steps < steps_max {
-            let next = {
-                let mut ready = self.0.ready.lock().unwrap_or_else(|e| e.into_inner());
-                ready.pop_front()
+            let Some(id) = self.0.ready.pop() else {
+                break;
             };
-            let Some(id) = next else { break };
             self.step(id);
             steps += 1;
         }
@@ -133,9 +163,12 @@ impl Executor {
         loop {
             let due = {
                 let mut timers = self.0.timers.borrow_mut();
-                match timers.first_key_value() {
-                    Some((&(at_us, _), _)) if at_us <= now_us => timers.pop_first(),
-                    _ => None,
+                let first_us = timers.keys().next().map_or(u64::MAX, |k| k.0);
+                self.0.due_us.set(first_us);
+                if first_us <= now_us {
+                    timers.pop_first()
+                } else {
+                    None
                 }
             };
             match due {
@@ -152,8 +185,7 @@ impl Executor {
 
     /// Whether a task could run now.
     pub fn is_ready(&self) -> bool {
-        let ready = self.0.ready.lock().unwrap_or_else(|e| e.into_inner());
-        !ready.is_empty()
+        self.0.ready.any.load(Ordering::Acquire)
     }
 
     /// Drops all tasks and timers where they stand, as a crash does.
@@ -162,8 +194,8 @@ impl Executor {
         let (tasks, timers) = (self.0.tasks.take(), self.0.timers.take());
         drop((tasks, timers));
         self.0.free.borrow_mut().clear();
-        let mut ready = self.0.ready.lock().unwrap_or_else(|e| e.into_inner());
-        ready.clear();
+        self.0.ready.clear();
+        self.0.due_us.set(u64::MAX);
     }
 
     /// Waits for so many µs.
@@ -182,6 +214,7 @@ impl Executor {
             armed = Some(nr);
             let waker = cx.waker().clone();
             inner.timers.borrow_mut().insert((due_us, nr), waker);
+            inner.due_us.set(inner.due_us.get().min(due_us));
             Poll::Pending
         })
     }

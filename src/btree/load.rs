@@ -288,7 +288,7 @@ impl Tree {
                 nodes.get_mut(parent).children.insert(want.end, id);
             }
             if want.level == 0 {
-                nodes.leaves.insert(want.end, id);
+                nodes.add_leaf(id);
             }
             id
         };

@@ -11,8 +11,6 @@
 //! Bounds: a slice looks at [`SURVEY_NODES`] nodes and at about [`SURVEY_EXTENTS`] extents; a join
 //! takes at most [`JOIN_MAX`] nodes.
 
-use std::ops::Bound::{Excluded, Unbounded};
-
 use super::nodes::{Job, NodeId};
 use super::write::split;
 use super::{Pos, Tree};
@@ -85,10 +83,10 @@ impl Tree {
         for _ in 0..SURVEY_NODES {
             let next = {
                 let nodes = self.nodes.borrow();
-                let mut behind = nodes.leaves.range((Excluded(at), Unbounded));
-                behind.next().map(|(&end, &id)| {
-                    let node = nodes.get(id);
-                    (end, id, node.start, node.parent, node.written_keys as usize)
+                nodes.leaves.behind(at).map(|leaf| {
+                    let node = nodes.get(leaf.id);
+                    let written = node.written_keys as usize;
+                    (leaf.end, leaf.id, node.start, node.parent, written)
                 })
             };
             let Some((end, id, start, parent, written)) = next else {

@@ -19,6 +19,7 @@
 //! After a crash each leaf on disk is one of its past states; the journal from `last_seq` on brings
 //! every range at least to the state of the last commit.
 
+mod leaves;
 mod load;
 mod merge;
 mod nodes;
@@ -28,7 +29,6 @@ mod write;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ use crate::task::{Notify, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
 pub use load::LoadError;
-use nodes::{NodeId, Nodes, Room, Span};
+use nodes::{Nodes, Room, Span};
 use write::{Deferred, fill_bytes};
 
 /// A position in the order of keys.
@@ -210,6 +210,14 @@ impl Tree {
     /// What covers a sector; a stale extent is reported like any other.
     pub fn lookup(&self, inode: Inode, at: Sector) -> Lookup {
         self.with_space(inode, |space| space.writer.lookup(at))
+    }
+
+    /// Fetches the memory that a change at this position soon will look at.
+    #[inline]
+    pub fn prefetch(&self, inode: Inode, at: Sector) {
+        if let Some(space) = self.spaces.borrow().get(&inode) {
+            space.writer.prefetch(at);
+        }
     }
 
     /// Calls `f` for every extent that intersects the range, in order, until it returns false.
@@ -416,14 +424,15 @@ impl Tree {
         let mut nodes = self.nodes.borrow_mut();
         let mut at = start;
         while at < end {
-            let (leaf_end, id) = nodes.leaf_after((inode, at));
-            let stop = if leaf_end.0 == inode {
-                end.min(leaf_end.1)
+            let leaf = nodes.leaves.behind((inode, at));
+            let leaf = leaf.expect("the last leaf ends at MAX_KEY");
+            let stop = if leaf.end.0 == inode {
+                end.min(leaf.end.1)
             } else {
                 end
             };
             let full = nodes.note(
-                id,
+                leaf.id,
                 Span {
                     inode,
                     start: at,
@@ -431,7 +440,7 @@ impl Tree {
                 },
             );
             if let Some(seq) = seq {
-                if nodes.pin(id, seq) {
+                if nodes.pin(leaf.id, seq) {
                     self.journal.pin(seq);
                 }
             }
@@ -497,14 +506,5 @@ pub fn extent_of(key: &Key, ptr: Ptr) -> Extent {
         at: ptr.sector(),
         generation: ptr.generation(),
         dirty: key.dirty,
-    }
-}
-
-impl Nodes {
-    /// The leaf whose range holds the position just behind `pos`.
-    fn leaf_after(&self, pos: Pos) -> (Pos, NodeId) {
-        let mut behind = self.leaves.range((Excluded(pos), Unbounded));
-        let (&end, &id) = behind.next().expect("the last leaf ends at MAX_KEY");
-        (end, id)
     }
 }

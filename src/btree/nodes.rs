@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::leaves::{Leaf, Leaves};
 use super::{PENDING_SPANS, Pos};
 use crate::format::bset::HEADER_BYTES;
 use crate::format::key::{Key, MAX_BYTES, Ptr};
@@ -9,7 +10,7 @@ use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Names a node in the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct NodeId(u32);
+pub struct NodeId(pub(super) u32);
 
 /// A range of one volume that changed since the leaf was last written.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -138,8 +139,8 @@ pub struct Nodes {
     room: Room,
     slots: Vec<Option<Node>>,
     free: Vec<NodeId>,
-    /// All leaves by their ends: they partition the space of keys.
-    pub leaves: BTreeMap<Pos, NodeId>,
+    /// All leaves: they partition the space of keys.
+    pub leaves: Leaves,
     by_pin: BTreeSet<(JournalSeq, NodeId)>,
     full: VecDeque<NodeId>,
     demand: BTreeSet<NodeId>,
@@ -160,7 +161,7 @@ impl Nodes {
             room,
             slots: Vec::new(),
             free: Vec::new(),
-            leaves: BTreeMap::new(),
+            leaves: Leaves::new(),
             by_pin: BTreeSet::new(),
             full: VecDeque::new(),
             demand: BTreeSet::new(),
@@ -182,7 +183,7 @@ impl Nodes {
 
     /// The node without a parent.
     pub fn root(&self) -> Option<NodeId> {
-        let mut id = *self.leaves.first_key_value()?.1;
+        let mut id = self.leaves.first()?;
         while let Some(parent) = self.get(id).parent {
             id = parent;
         }
@@ -201,6 +202,12 @@ impl Nodes {
     /// The next job.
     pub fn next_job(&mut self) -> Option<Job> {
         self.jobs.pop_front()
+    }
+
+    /// Makes a node that is in the table a leaf of the tree.
+    pub fn add_leaf(&mut self, id: NodeId) {
+        let (start, end) = (self.get(id).start, self.get(id).end);
+        self.leaves.insert(Leaf { start, end, id });
     }
 
     pub fn add(&mut self, node: Node) -> NodeId {

@@ -682,13 +682,12 @@ impl Tree {
             for &id in old {
                 left.push(nodes.take_pending(id));
                 let end = nodes.get(id).end;
-                nodes.leaves.remove(&end);
+                nodes.leaves.remove(end);
                 nodes.pass_demand(id, new);
                 nodes.remove(id);
             }
             for &leaf in new {
-                let end = nodes.get(leaf).end;
-                nodes.leaves.insert(end, leaf);
+                nodes.add_leaf(leaf);
             }
         }
         for (spans, pin) in left {
@@ -707,7 +706,7 @@ impl Tree {
         let start = (Inode(0), Sector(0));
         while !self.take_buckets(1).await? {}
         let new = self.write_new(0, start, end, vec![Vec::new()]).await?;
-        self.nodes.borrow_mut().leaves.insert(end, new[0]);
+        self.nodes.borrow_mut().add_leaf(new[0]);
         let key = self.nodes.borrow().get(new[0]).key();
         self.journal.set_roots(|r| (r.root, r.level) = (key, 0));
         Ok(())
@@ -748,7 +747,8 @@ fn push_deletions(keys: &mut Vec<Key>, inode: Inode, start: Sector, end: Sector)
 
 /// Sorts spans and joins those that touch.
 fn merge_spans(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_unstable();
+    // As one number each, so that sorting does not branch; the end matters to no one here.
+    spans.sort_unstable_by_key(|span| u128::from(span.inode.0) << 64 | u128::from(span.start.0));
     let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
     for span in spans {
         match merged.last_mut() {

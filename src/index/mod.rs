@@ -168,6 +168,8 @@ impl Index {
         while from < PAD {
             // SAFETY: by the contract above; `from` is below PAD.
             let (leaf, upper) = unsafe { descend(self.root(), from) };
+            // Which of these lines it will be is known only once those of the ends are here.
+            leaf.prefetch_rest();
             if let Some(extent) = leaf.get(leaf.rank(from)) {
                 if extent.start <= at {
                     return Lookup::Hit(extent);

@@ -113,8 +113,8 @@ impl<L: Lane> Front<L> {
             }
         }
         link.send(Message::Bye(link.id));
-        link.flush_unsent();
-        link.unsent.borrow().is_empty()
+        link.rings.messages.flush();
+        link.rings.messages.is_flushed()
     }
 
     /// Handles what the owner answered. To be called by a poller of this thread, with nothing of
@@ -122,19 +122,19 @@ impl<L: Lane> Front<L> {
     pub fn poll(&self) -> usize {
         let Some(link) = &self.link else { return 0 };
         link.reader.quiesce();
-        link.flush_unsent();
+        link.rings.messages.flush();
         if link.set().stopped.load(Ordering::Relaxed) && !self.line.borrow().is_empty() {
             self.fail_line();
         }
         let mut done = 0;
         while done < REPLIES_A_POLL {
-            let Some(reply) = link.mailbox.take() else {
+            let Some(reply) = link.rings.take() else {
                 break;
             };
             self.replied(link, reply);
             done += 1;
         }
-        link.tell_counts();
+        link.tell_counts(done == 0);
         done
     }
 

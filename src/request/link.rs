@@ -5,16 +5,16 @@
 //! generation does, which whoever reads the data looks at again afterwards.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::front::FILLS_MAX;
-use super::msg::{Mailbox, Message};
+use super::msg::{self, FrontRings, Hello, Message};
 use super::space::Stream;
 use super::volume::{Attached, SetShared};
 use crate::index::{Extent, Lookup, Reader};
 use crate::units::{Gen, Sector};
 
+/// Host I/Os that are counted before the others are told.
+const COUNT_STEP: u64 = 64;
 /// Neighbouring extents that are joined into one transfer at most.
 const JOIN_MAX: usize = 32;
 
@@ -37,9 +37,7 @@ pub(super) struct Link {
     pub(super) attached: Attached,
     pub(super) id: u32,
     pub(super) reader: Reader,
-    pub(super) mailbox: Arc<Mailbox>,
-    /// Messages that found the ring full.
-    pub(super) unsent: RefCell<VecDeque<Message>>,
+    pub(super) rings: FrontRings,
     pub(super) dirty: Stream,
     pub(super) clean: Stream,
     pub(super) fills: RefCell<Vec<Option<Fill>>>,
@@ -64,12 +62,12 @@ pub(super) enum Found {
 impl Link {
     pub(super) fn new(attached: Attached) -> Option<Link> {
         let reader = attached.set.domain.reader()?;
+        let (rings, owner_rings) = msg::rings();
         let link = Link {
             id: attached.set.front_id(),
             attached,
             reader,
-            mailbox: Arc::new(Mailbox::default()),
-            unsent: RefCell::default(),
+            rings,
             dirty: Stream::default(),
             clean: Stream::default(),
             fills: RefCell::new(vec![None; FILLS_MAX.into()]),
@@ -77,7 +75,11 @@ impl Link {
             traffic_sectors: Cell::new(0),
             ios: Cell::new(0),
         };
-        link.send(Message::Hello(link.id, link.mailbox.clone()));
+        link.set().door.knock(Hello {
+            front: link.id,
+            volume: link.attached.number,
+            rings: owner_rings,
+        });
         link.ask_for_space();
         Some(link)
     }
@@ -86,23 +88,9 @@ impl Link {
         &self.attached.set
     }
 
+    #[inline]
     pub(super) fn send(&self, message: Message) {
-        let mut unsent = self.unsent.borrow_mut();
-        if !unsent.is_empty() {
-            unsent.push_back(message);
-        } else if let Err(message) = self.set().inbox.push(message) {
-            unsent.push_back(message);
-        }
-    }
-
-    pub(super) fn flush_unsent(&self) {
-        let mut unsent = self.unsent.borrow_mut();
-        while let Some(message) = unsent.pop_front() {
-            if let Err(message) = self.set().inbox.push(message) {
-                unsent.push_front(message);
-                return;
-            }
-        }
+        self.rings.messages.send(message);
     }
 
     pub(super) fn ask_for_space(&self) {
@@ -114,7 +102,7 @@ impl Link {
         }
     }
 
-    /// Counts a host I/O, to be told to the others at the next poll.
+    /// Counts a host I/O, to be told to the others in coarse steps.
     #[inline]
     pub(super) fn count(&self, sectors: u64) {
         self.traffic_sectors
@@ -122,7 +110,12 @@ impl Link {
         self.ios.set(self.ios.get() + 1);
     }
 
-    pub(super) fn tell_counts(&self) {
+    /// Tells the others what was counted, when it is much or `idle`.
+    #[inline]
+    pub(super) fn tell_counts(&self, idle: bool) {
+        if self.ios.get() < COUNT_STEP && !idle {
+            return;
+        }
         let (sectors, ios) = (self.traffic_sectors.take(), self.ios.take());
         if ios > 0 {
             self.set().gens.tick(sectors);

@@ -180,24 +180,13 @@ impl Request {
         }
     }
 
-    /// Sets what the host wants: `sectors` from `start` of the volume, within its size and of
-    /// whole blocks. Reads and writes are shorter than 2^32 sectors. A flush has no range.
+    /// Sets, once, what the host wants: `sectors` from `start` of the volume, within its size and
+    /// of whole blocks. Reads and writes are shorter than 2^32 sectors. A flush has no range.
     pub fn start(&self, kind: Kind, start: Sector, sectors: u64) {
+        debug_assert!(self.phase.get() == Phase::Idle, "a request starts once");
         self.kind.set(kind);
         self.start.set(start);
         self.sectors.set(sectors);
-        self.phase.set(Phase::Idle);
-        self.cursor.set(0);
-        self.outstanding.set(0);
-        self.failed.set(false);
-        self.again.set(false);
-        self.missed.set(false);
-        self.queued.set(false);
-        self.rescue.set(false);
-        self.flush_after.set(false);
-        for part in &self.parts {
-            part.set(Part::FREE);
-        }
     }
 
     pub(crate) fn free_part(&self) -> Option<u8> {

@@ -1,22 +1,26 @@
 //! What reactors and the owner say to each other, and the rings that carry it.
 //!
+//! Each front has two rings of its own, one in each direction, with one writer and one reader: no
+//! operation on them takes more than a load and a store.
+//!
 //! Bounds: each ring has a fixed size. A front has at most one message under way for each host I/O
 //! and part; what does not fit waits in a list of the sender, which is bounded by the host I/Os in
 //! flight ([`crate::request::PARTS`] each) and sent at its next poll.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_queue::ArrayQueue;
+use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 use crate::index::Extent;
 use crate::units::{BucketNr, Gen, Sector};
 
-/// Messages that a set's owner has waiting at most.
-pub const INBOX_MESSAGES: usize = 16384;
+/// Messages of a front that its owner has waiting at most: 72 KiB.
+const INBOX_MESSAGES: usize = 1024;
 /// Replies that a front has waiting at most.
-pub const MAILBOX_REPLIES: usize = 4096;
+const MAILBOX_REPLIES: usize = 1024;
 
 /// A write to the backing device that the owner must know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +44,6 @@ impl Through {
 
 /// From a reactor to the owner.
 pub enum Message {
-    /// A front has come up; its replies go there.
-    Hello(u32, Arc<Mailbox>),
     /// A front is gone.
     Bye(u32),
     /// Dirty data are on the cache device. Answered by [`Reply::Inserted`].
@@ -206,84 +208,143 @@ pub enum Reply {
     Full,
 }
 
-/// The ring of replies to one front.
-pub struct Mailbox(ArrayQueue<Reply>);
-
-impl Default for Mailbox {
-    fn default() -> Self {
-        Mailbox(ArrayQueue::new(MAILBOX_REPLIES))
-    }
+/// Makes the rings between a front and its owner: the front's ends, and the owner's.
+pub fn rings() -> (FrontRings, OwnerRings) {
+    let (messages, inbox) = RingBuffer::new(INBOX_MESSAGES);
+    let (replies, mailbox) = RingBuffer::new(MAILBOX_REPLIES);
+    let front = FrontRings {
+        messages: Sender::new(messages),
+        mailbox: RefCell::new(mailbox),
+    };
+    let owner = OwnerRings {
+        inbox: RefCell::new(inbox),
+        replies: Sender::new(replies),
+    };
+    (front, owner)
 }
 
-impl Mailbox {
+/// A front's ends of its rings.
+pub struct FrontRings {
+    /// To the owner.
+    pub messages: Sender<Message>,
+    mailbox: RefCell<Consumer<Reply>>,
+}
+
+impl FrontRings {
     /// The next reply.
     #[inline]
     pub fn take(&self) -> Option<Reply> {
-        self.0.pop()
+        self.mailbox.borrow_mut().pop().ok()
     }
 }
 
-/// The owner's end of a mailbox.
-pub struct Outbox {
-    mailbox: Arc<Mailbox>,
-    waiting: RefCell<VecDeque<Reply>>,
+/// The owner's ends of a front's rings.
+pub struct OwnerRings {
+    inbox: RefCell<Consumer<Message>>,
+    /// To the front.
+    pub replies: Sender<Reply>,
 }
 
-impl Outbox {
-    /// Sends to this mailbox.
-    pub fn new(mailbox: Arc<Mailbox>) -> Outbox {
-        Outbox {
-            mailbox,
+impl OwnerRings {
+    /// Calls `look` with the next messages, at most `n` of them, and leaves them where they are.
+    /// Returns how many there were.
+    #[inline]
+    pub fn look_ahead(&self, n: usize, look: impl FnMut(&Message)) -> usize {
+        let mut inbox = self.inbox.borrow_mut();
+        let n = inbox.slots().min(n);
+        if let Ok(chunk) = inbox.read_chunk(n) {
+            let (first, second) = chunk.as_slices();
+            first.iter().chain(second).for_each(look);
+        }
+        n
+    }
+
+    /// The next message.
+    #[inline]
+    pub fn take(&self) -> Option<Message> {
+        self.inbox.borrow_mut().pop().ok()
+    }
+}
+
+/// The sending end of a ring, with what found it full. Order is kept.
+pub struct Sender<T> {
+    ring: RefCell<Producer<T>>,
+    waiting: RefCell<VecDeque<T>>,
+}
+
+impl<T> Sender<T> {
+    fn new(ring: Producer<T>) -> Sender<T> {
+        Sender {
+            ring: RefCell::new(ring),
             waiting: RefCell::default(),
         }
     }
 
     /// Sends, now or at the next [`flush`](Self::flush).
-    pub fn send(&self, reply: Reply) {
+    #[inline]
+    pub fn send(&self, it: T) {
         let mut waiting = self.waiting.borrow_mut();
-        if waiting.is_empty() {
-            if let Err(reply) = self.mailbox.0.push(reply) {
-                waiting.push_back(reply);
-            }
-        } else {
-            waiting.push_back(reply);
+        if !waiting.is_empty() {
+            waiting.push_back(it);
+        } else if let Err(PushError::Full(it)) = self.ring.borrow_mut().push(it) {
+            waiting.push_back(it);
         }
     }
 
     /// Sends what waited.
+    #[inline]
     pub fn flush(&self) {
         let mut waiting = self.waiting.borrow_mut();
-        while let Some(reply) = waiting.pop_front() {
-            if let Err(reply) = self.mailbox.0.push(reply) {
-                waiting.push_front(reply);
+        while let Some(it) = waiting.pop_front() {
+            if let Err(PushError::Full(it)) = self.ring.borrow_mut().push(it) {
+                waiting.push_front(it);
                 return;
             }
         }
     }
-}
 
-/// The ring of messages to a set's owner.
-pub struct Inbox(ArrayQueue<Message>);
-
-impl Default for Inbox {
-    fn default() -> Self {
-        Inbox(ArrayQueue::new(INBOX_MESSAGES))
+    /// Whether nothing waits for room in the ring.
+    pub fn is_flushed(&self) -> bool {
+        self.waiting.borrow().is_empty()
     }
 }
 
-impl Inbox {
-    /// The next message.
-    pub fn take(&self) -> Option<Message> {
-        self.0.pop()
+/// A front that has come up.
+pub struct Hello {
+    /// Its number.
+    pub front: u32,
+    /// The number of the volume that it serves.
+    pub volume: u32,
+    /// The owner's ends of its rings.
+    pub rings: OwnerRings,
+}
+
+/// Where new fronts tell the owner of themselves. Not on the path of an I/O.
+#[derive(Default)]
+pub struct Door {
+    waiting: Mutex<Vec<Hello>>,
+    /// Whether anybody may be there: so that the owner need not take the lock to know.
+    knocked: AtomicBool,
+}
+
+impl Door {
+    /// Says hello.
+    pub fn knock(&self, hello: Hello) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        waiting.push(hello);
+        self.knocked.store(true, Ordering::Release);
     }
 
-    /// Whether no message waits.
+    /// Whether nobody is there.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        !self.knocked.load(Ordering::Acquire)
     }
 
-    /// Adds a message, or gives it back when the ring is full.
-    pub fn push(&self, message: Message) -> Result<(), Message> {
-        self.0.push(message)
+    /// Lets all in.
+    pub fn open(&self) -> Vec<Hello> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        self.knocked.store(false, Ordering::Relaxed);
+        std::mem::take(&mut waiting)
     }
 }

@@ -10,6 +10,7 @@
 //! later, and by a flush at the latest.
 
 mod buckets;
+mod intake;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,9 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use buckets::Stuck;
+use intake::{FrontEnd, Turn};
 
 use super::conflict::{Throughs, Versions};
-use super::msg::{Message, Outbox, Reply, Through, Verdict};
+use super::msg::{Message, Reply, Through, Verdict};
 use super::trouble::Health;
 use super::volume::{Attached, SetShared};
 use crate::btree::{JournalFull, Tree};
@@ -28,7 +30,7 @@ use crate::disk::{Disk, DoneFuture, IoError, Latch, Stopped};
 use crate::index::Extent;
 use crate::stats::Counter;
 use crate::task::{Executor, Lock, Notify};
-use crate::units::{BucketNr, Inode, Sector};
+use crate::units::{Inode, Sector};
 
 /// Messages handled in one poll.
 const MESSAGES_A_POLL: usize = 512;
@@ -137,11 +139,6 @@ impl Volume {
     }
 }
 
-struct FrontEnd {
-    outbox: Outbox,
-    granted: RefCell<Vec<BucketNr>>,
-}
-
 /// Owns the state of one cache set's volumes.
 pub struct Owner {
     /// What the reactors share.
@@ -154,6 +151,8 @@ pub struct Owner {
     pub health: Health,
     volumes: RefCell<Vec<Option<Rc<Volume>>>>,
     fronts: RefCell<Vec<Option<FrontEnd>>>,
+    /// Whose messages are handled.
+    turn: Cell<Turn>,
     pub(super) throughs: RefCell<Throughs>,
     parked: RefCell<Vec<Message>>,
     backlog: RefCell<VecDeque<Message>>,
@@ -177,6 +176,7 @@ impl Owner {
             health: Health::default(),
             volumes: RefCell::default(),
             fronts: RefCell::default(),
+            turn: Cell::new(Turn::of(0)),
             throughs: RefCell::default(),
             parked: RefCell::default(),
             backlog: RefCell::default(),
@@ -247,7 +247,8 @@ impl Owner {
     /// under way there ends in errors.
     pub async fn settled(&self, volume: &Volume) {
         loop {
-            let quiet = self.set.inbox.is_empty()
+            let quiet = self.set.door.is_empty()
+                && !self.has_fronts_of(volume)
                 && self.backlog.borrow().is_empty()
                 && !self.throughs.borrow().any(volume.number)
                 && volume.writing_back.borrow().is_empty();
@@ -269,6 +270,11 @@ impl Owner {
         volume.expect("a front's volume exists").clone()
     }
 
+    fn has_fronts_of(&self, volume: &Volume) -> bool {
+        let fronts = self.fronts.borrow();
+        fronts.iter().flatten().any(|f| f.volume == volume.number)
+    }
+
     /// Whether a front serves any volume of the set.
     pub fn has_fronts(&self) -> bool {
         self.fronts.borrow().iter().any(Option::is_some)
@@ -276,19 +282,22 @@ impl Owner {
 
     fn reply(&self, front: u32, reply: Reply) {
         if let Some(Some(front)) = self.fronts.borrow().get(front as usize) {
-            front.outbox.send(reply);
+            front.rings.replies.send(reply);
         }
     }
 
     /// Handles what the reactors sent. Returns how much was done.
     pub fn poll(self: &Rc<Self>) -> usize {
         let mut done = self.work_off_backlog();
+        if !self.set.door.is_empty() {
+            self.let_in();
+        }
         for _ in 0..MESSAGES_A_POLL {
-            // Behind a backlog nothing overtakes: its bound is that of the ring.
+            // Behind a backlog nothing overtakes: its bound is that of the rings.
             if !self.backlog.borrow().is_empty() {
                 break;
             }
-            let Some(message) = self.set.inbox.take() else {
+            let Some(message) = self.next_message() else {
                 break;
             };
             self.handle(message);
@@ -299,7 +308,7 @@ impl Owner {
             self.give_up();
         }
         for front in self.fronts.borrow().iter().flatten() {
-            front.outbox.flush();
+            front.rings.replies.flush();
         }
         self.publish();
         done
@@ -391,16 +400,6 @@ impl Owner {
             } => self.cache_error(volume, extent, write),
             Message::WantBucket { front, dirty } => self.want_bucket(front, dirty),
             Message::DoneBucket(bucket) => self.done_bucket(bucket),
-            Message::Hello(id, mailbox) => {
-                let mut fronts = self.fronts.borrow_mut();
-                while fronts.len() <= id as usize {
-                    fronts.push(None);
-                }
-                fronts[id as usize] = Some(FrontEnd {
-                    outbox: Outbox::new(mailbox),
-                    granted: RefCell::default(),
-                });
-            }
             Message::Bye(id) => self.bye(id),
         }
     }

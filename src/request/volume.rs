@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::msg::Inbox;
+use super::msg::Door;
 use super::trouble::BackingHealth;
 use crate::alloc::gens::Gens;
 use crate::format::superblock::CacheMode;
@@ -17,8 +17,8 @@ pub struct SetShared {
     pub gens: Arc<Gens>,
     /// Where readers of the indexes register.
     pub domain: Arc<Domain>,
-    /// The way to the owner.
-    pub inbox: Inbox,
+    /// Where new fronts come in.
+    pub door: Door,
     /// Sectors of a bucket; a power of two.
     pub bucket_sectors: u32,
     /// Whether write-back writes may go into the cache: it is not too full of dirty data.
@@ -38,7 +38,7 @@ impl SetShared {
         SetShared {
             gens,
             domain,
-            inbox: Inbox::default(),
+            door: Door::default(),
             bucket_sectors,
             writeback_ok: AtomicBool::new(true),
             fill_ok: AtomicBool::new(true),

@@ -558,15 +558,20 @@ unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: 
     // SAFETY: `arg` is the box given away in `submit` and comes back once; the channel outlives
     // its parts.
     let (part, channel) = unsafe {
-        sys::bcache_free_io(bdev_io);
         let part = Box::from_raw(arg.cast::<Part>());
         let channel = &*part.channel;
         (part, channel)
     };
     channel.with_lane(|lane| {
-        if let Some(device) = lane.device(part.side) {
-            device.leave(&part);
+        let device = lane.device(part.side).expect("it did the operation");
+        // SAFETY: the I/O is ours to free, once. Devices that want more care share their queue.
+        unsafe {
+            match device.gate {
+                Some(_) => sys::bcache_free_io(bdev_io),
+                None => sys::spdk_bdev_free_io(bdev_io),
+            }
         }
+        device.leave(&part);
         lane.hand_over(channel, part, ok);
         lane.settle(channel);
     });

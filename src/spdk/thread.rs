@@ -1,7 +1,7 @@
 //! SPDK threads, and what belongs to one of them.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use super::sys;
 
@@ -17,11 +17,20 @@ pub fn ticks() -> u64 {
     unsafe { sys::spdk_get_ticks() }
 }
 
-/// Microseconds since an arbitrary start, from the processor's own counter.
+/// Microseconds in a tick, as a fraction of 2^64; 0 before it is known.
+static US_A_TICK: AtomicU64 = AtomicU64::new(0);
+
+/// Microseconds since an arbitrary start, from the processor's own counter. Never goes back.
+#[inline]
 pub fn now_us() -> u64 {
-    // SAFETY: reads a constant; the environment is up on every SPDK thread.
-    let (ticks, hz) = (ticks(), unsafe { sys::spdk_get_ticks_hz() });
-    ticks / hz * 1_000_000 + ticks % hz * 1_000_000 / hz
+    let mut scale = US_A_TICK.load(Ordering::Relaxed);
+    if scale == 0 {
+        // SAFETY: reads a constant; the environment is up on every SPDK thread.
+        let hz = unsafe { sys::spdk_get_ticks_hz() };
+        scale = ((1_000_000u128 << 64) / u128::from(hz.max(1_000_001))) as u64;
+        US_A_TICK.store(scale, Ordering::Relaxed);
+    }
+    ((u128::from(ticks()) * u128::from(scale)) >> 64) as u64
 }
 
 /// A static that belongs to the SPDK thread that first asked for it, and lives as long as the
