@@ -124,7 +124,7 @@ impl<L: Lane> Front<L> {
         link.reader.quiesce();
         link.rings.messages.flush();
         if link.set().stopped.load(Ordering::Relaxed) && !self.line.borrow().is_empty() {
-            self.fail_line();
+            self.fail_line(false);
         }
         let mut done = 0;
         while done < REPLIES_A_POLL {
@@ -175,7 +175,7 @@ impl<L: Lane> Front<L> {
             Reply::Dry => link.clean.dry(),
             Reply::Full => {
                 link.dirty.dry();
-                self.fail_line();
+                self.fail_line(true);
             }
         }
     }
@@ -235,10 +235,10 @@ impl<L: Lane> Front<L> {
     fn finish(&self, io: L::Io) {
         self.in_flight.set(self.in_flight.get() - 1);
         io.phase.set(Phase::Idle);
-        let outcome = if io.failed.get() {
-            Outcome::Failed
-        } else {
-            Outcome::Success
+        let outcome = match (io.failed.get(), io.no_space.get()) {
+            (false, _) => Outcome::Success,
+            (true, false) => Outcome::Failed,
+            (true, true) => Outcome::NoSpace,
         };
         self.lane.complete(io, outcome);
     }
@@ -621,12 +621,12 @@ impl<L: Lane> Front<L> {
     }
 
     /// No space will come: the set has stopped, or is full of what cannot be written back.
-    fn fail_line(&self) {
+    fn fail_line(&self, full: bool) {
         let waiting = self.line.take();
         for token in waiting {
             let io = self.lane.io(token);
             io.queued.set(false);
-            io.failed.set(true);
+            io.no_space.set(full && !io.failed.replace(true));
             self.proceed(io);
         }
     }
