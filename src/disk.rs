@@ -128,9 +128,9 @@ pub struct Watched {
 
 impl Watched {
     /// A device of which each error calls `failed`.
-    pub fn new(disk: Rc<dyn Disk>, failed: impl Fn() + 'static) -> Rc<dyn Disk> {
+    pub fn new(disk: Rc<dyn Disk>, failed: impl Fn() + 'static) -> Watched {
         let failed = Rc::new(failed);
-        Rc::new(Watched { disk, failed })
+        Watched { disk, failed }
     }
 
     fn look(&self, done: DoneFuture) -> DoneFuture {

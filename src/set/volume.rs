@@ -37,7 +37,7 @@ impl Backing {
         let health: Arc<BackingHealth> = Arc::default();
         let (counted, name) = (health.clone(), disk.name());
         Rc::new(Backing {
-            watched: Watched::new(disk.clone(), move || counted.failed(&name)),
+            watched: Rc::new(Watched::new(disk.clone(), move || counted.failed(&name))),
             health,
             disk,
             superblock: RefCell::new(superblock),
