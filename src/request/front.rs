@@ -626,7 +626,8 @@ impl<L: Lane> Front<L> {
         for token in waiting {
             let io = self.lane.io(token);
             io.queued.set(false);
-            io.no_space.set(full && !io.failed.replace(true));
+            let failed_before = io.failed.replace(true);
+            io.no_space.set(full && !failed_before);
             self.proceed(io);
         }
     }
