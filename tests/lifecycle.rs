@@ -529,3 +529,26 @@ fn a_set_that_has_stopped_lets_its_devices_go_at_once() {
     assert!(!machine.host.holds_open("fast") && !machine.host.holds_open("slow"));
     machine.die();
 }
+
+#[test]
+fn the_uuid_table_says_when_a_volume_was_brought_up_last() {
+    let (fast, slow, machine) = dirty();
+    let entry = |machine: &Machine| machine.hub.sets()[0].uuids()[0];
+    let made = entry(&machine);
+    assert_eq!(made.first_reg, made.last_reg);
+    machine.lose_power(&[&fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.pass(100_000_000);
+    machine.replug(&fast);
+    assert_eq!(entry(&machine).last_reg, made.last_reg);
+    machine.replug(&slow);
+    let now = entry(&machine);
+    assert!(now.last_reg >= made.last_reg + 99, "{now:?}");
+    assert_eq!((now.first_reg, now.uuid), (made.first_reg, made.uuid));
+    assert!(machine.holds("Vol0", 0, 64, 7));
+    machine.lose_power(&[&fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.replug(&fast);
+    assert_eq!(entry(&machine).last_reg, now.last_reg, "it is durable");
+    machine.die();
+}
