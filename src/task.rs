@@ -131,12 +131,23 @@ impl Executor {
     /// Sets the clock, fires due timers and runs at most `steps_max` task steps. Returns the
     /// number of steps run: 0 says that nothing was to be done.
     pub fn poll(&self, now_us: u64, steps_max: usize) -> usize {
+        self.poll_while(now_us, steps_max, || true)
+    }
+
+    /// As [`poll`](Self::poll), but ends before the step from which on `more` says no; it is asked
+    /// before each but the first.
+    pub fn poll_while(
+        &self,
+        now_us: u64,
+        steps_max: usize,
+        mut more: impl FnMut() -> bool,
+    ) -> usize {
         self.0.now_us.set(now_us);
         if now_us >= self.0.due_us.get() {
             self.fire_timers(now_us);
         }
         let mut steps = 0;
-        while steps < steps_max {
+        while steps < steps_max && (steps == 0 || more()) {
             let Some(id) = self.0.ready.pop() else {
                 break;
             };
@@ -410,6 +421,13 @@ mod tests {
         }
         assert_eq!(exec.poll(0, 4), 4);
         assert_eq!(*log.borrow(), [0, 1, 2, 10]);
+        let mut asked = 0;
+        let once = || {
+            asked += 1;
+            asked < 1
+        };
+        assert_eq!(exec.poll_while(0, 100, once), 1, "out of time");
+        assert_eq!(*log.borrow(), [0, 1, 2, 10, 11]);
         exec.poll(0, 100);
         assert_eq!(*log.borrow(), [0, 1, 2, 10, 11, 12]);
         assert_eq!(exec.poll(0, 100), 0);

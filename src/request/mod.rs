@@ -128,16 +128,20 @@ pub(crate) enum Phase {
     Ending,
 }
 
-/// The state of one host I/O. Lives in memory that the host side provides, as long as the I/O.
+/// The state of one host I/O. Lives in memory that the host side provides, as long as the I/O. What
+/// every one needs stands together, in front.
+#[repr(C)]
 pub struct Request {
-    pub(crate) kind: Cell<Kind>,
     pub(crate) start: Cell<Sector>,
     pub(crate) sectors: Cell<u64>,
-    pub(crate) phase: Cell<Phase>,
+    /// The count of changes before the first lookup.
+    pub(crate) seen: Cell<u64>,
     /// Sectors given to parts so far.
     pub(crate) cursor: Cell<u32>,
     /// Parts in flight and answers of the owner to come.
     pub(crate) outstanding: Cell<u32>,
+    pub(crate) kind: Cell<Kind>,
+    pub(crate) phase: Cell<Phase>,
     pub(crate) failed: Cell<bool>,
     /// It failed for lack of space alone.
     pub(crate) no_space: Cell<bool>,
@@ -150,8 +154,6 @@ pub struct Request {
     pub(crate) rescue: Cell<bool>,
     /// What was written must be durable on the backing device before the map forgets the dirty data under them.
     pub(crate) flush_after: Cell<bool>,
-    /// The count of changes before the first lookup.
-    pub(crate) seen: Cell<u64>,
     pub(crate) parts: [Cell<Part>; PARTS],
 }
 

@@ -449,7 +449,7 @@ impl Machine {
     /// Waits until the backing device of a volume does not say dirty any more.
     ///
     /// # Errors
-    /// It does not within [`CALM_US`], or there is no such volume.
+    /// It does not within ten minutes, or there is no such volume.
     pub async fn calm(&self, i: usize) -> Result<(), String> {
         let medium = self.media.slow[i].clone().ok_or("no backing device")?;
         let end = self.sched.now_us() + CALM_US;

@@ -1,11 +1,12 @@
-//! The buffers through which a missed read fills the cache: one pool a channel.
+//! Pools of buffers that devices can reach: one a channel, through which missed reads fill the
+//! cache, and one for the owner thread's own I/O ([`super::dma`]).
 //!
-//! A buffer is taken for a fill and comes back when the fill is over. They come in a few sizes
-//! and are kept for the next fill, because the allocator of huge pages takes a lock that all
-//! reactors share. The pool never holds more than `BYTES_MAX`: that is sixteen fills of the
-//! largest size, or four thousand of the smallest, far more than a backing device has in flight.
-//! When the budget is used up by idle buffers of other sizes these are given back; when it is used
-//! up by fills, the read goes on without one.
+//! A buffer is taken for an I/O and comes back afterwards. They come in a few sizes and are kept
+//! for the next, because the allocator of huge pages takes a lock that all reactors share, and walks
+//! lists. A pool never holds more than `BYTES_MAX`: that is sixteen buffers of the largest size, or
+//! four thousand of the smallest, far more than a backing device has in flight. When the budget is
+//! used up by idle buffers of other sizes these are given back; when it is used up by those that
+//! are taken, a read goes on without a fill, and the owner thread asks the allocator.
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
@@ -13,12 +14,12 @@ use std::ptr::NonNull;
 use super::sys;
 use crate::units::SECTOR_SHIFT;
 
-/// Bytes of huge pages a channel may use.
+/// Bytes of huge pages that a pool may use.
 const BYTES_MAX: usize = 16 << 20;
 /// log2 of the bytes of each size.
 const SHIFTS: [u32; 5] = [12, 14, 16, 18, 20];
-/// Alignment in bytes that every device is content with.
-const ALIGN_BYTES: usize = 4096;
+/// Alignment in bytes of all buffers: every device that SPDK knows is content with it.
+pub const ALIGN_BYTES: usize = 4096;
 
 /// A buffer that is taken.
 #[derive(Clone, Copy)]
@@ -34,7 +35,7 @@ impl Bounce {
     }
 }
 
-/// The buffers of one channel.
+/// The buffers of one channel, or of the owner thread.
 #[derive(Default)]
 pub struct BouncePool {
     idle: [RefCell<Vec<NonNull<u8>>>; SHIFTS.len()],
@@ -46,7 +47,9 @@ impl BouncePool {
     pub fn take(&self, sectors: u32) -> Option<Bounce> {
         let bytes = (sectors as usize) << SECTOR_SHIFT;
         let class = SHIFTS.iter().position(|shift| bytes <= 1 << shift)?;
-        let start = match self.idle[class].borrow_mut().pop() {
+        // The cell is free again before the pool grows: that may give back what is idle.
+        let idle = self.idle[class].borrow_mut().pop();
+        let start = match idle {
             Some(start) => start,
             None => self.grow(1 << SHIFTS[class])?,
         };
@@ -88,6 +91,6 @@ impl BouncePool {
 impl Drop for BouncePool {
     fn drop(&mut self) {
         while self.shrink().is_some() {}
-        debug_assert_eq!(self.bytes.get(), 0, "a fill still has its buffer");
+        debug_assert_eq!(self.bytes.get(), 0, "somebody still has a buffer");
     }
 }

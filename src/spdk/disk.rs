@@ -417,7 +417,7 @@ impl Disk for SpdkDisk {
     }
 
     fn alloc(&self, bytes: usize) -> Buf {
-        dma::alloc(bytes, self.0.raw().align_bytes)
+        dma::alloc(module::host().buffers(), bytes, self.0.raw().align_bytes)
     }
 
     fn read(&self, at: Sector, buf: Buf) -> BufFuture {

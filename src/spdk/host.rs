@@ -14,6 +14,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::bounce::BouncePool;
 use super::channel::{self, Channel, Shape, Volume};
 use super::disk::{Access, RawDevice, SpdkDisk};
 use super::thread::ticks;
@@ -79,6 +80,7 @@ pub struct SpdkHost {
     exec: Executor,
     volumes: RefCell<HashMap<String, Rc<Exposed>>>,
     disks: RefCell<Vec<Weak<SpdkDisk>>>,
+    buffers: Rc<BouncePool>,
 }
 
 impl SpdkHost {
@@ -88,7 +90,13 @@ impl SpdkHost {
             exec,
             volumes: RefCell::default(),
             disks: RefCell::default(),
+            buffers: Rc::default(),
         }
+    }
+
+    /// Memory for the owner thread's I/O.
+    pub fn buffers(&self) -> &Rc<BouncePool> {
+        &self.buffers
     }
 
     /// Whether any volume is exposed.

@@ -26,6 +26,7 @@ mod round;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::mem::offset_of;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
@@ -51,10 +52,10 @@ const PARTS_AT_FIRST: usize = 64;
 #[repr(C)]
 pub struct IoCtx {
     head: sys::bcache_io,
-    request: Request,
     /// The next on the list that the I/O is on: held, or completed.
     next: Cell<*mut IoCtx>,
     outcome: Cell<sys::bcache_outcome>,
+    request: Request,
 }
 
 const _: () = assert!(align_of::<IoCtx>() <= align_of::<sys::bcache_io>());
@@ -252,25 +253,30 @@ enum Target {
     Fill(u16),
 }
 
-/// One operation in flight.
+/// One operation in flight. What every one needs is on the first cache line: host data push all
+/// of this out of the nearer caches.
+#[repr(C, align(64))]
 struct Part {
     channel: *const Channel,
     target: Target,
-    side: Side,
-    action: Action,
     /// The range, in blocks of the device.
     block: u64,
     blocks: u64,
     /// The memory: the host's own list, or one of the two below.
     iovs: *mut sys::iovec,
     iovcnt: i32,
+    side: Side,
+    action: Action,
+    /// How it ended, for one that went the way round by the owner thread.
+    ok: bool,
     inline: [sys::iovec; IOVS_INLINE],
     list: Vec<sys::iovec>,
-    /// The way round by the owner thread: the device, where it came from, how it ended.
+    /// The way round by the owner thread: the device, and where it came from.
     device: Option<RawDevice>,
     home: *mut sys::spdk_thread,
-    ok: bool,
 }
+
+const _: () = assert!(offset_of!(Part, inline) <= 64);
 
 const NO_IOV: sys::iovec = sys::iovec {
     iov_base: ptr::null_mut(),

@@ -23,9 +23,10 @@ use crate::rpc::RpcError;
 use crate::set::hub::Hub;
 use crate::task::{Executor, Notify};
 
-/// Task steps a run of the executor's poller takes at most, so that it never holds the reactor
-/// for long: at some µs a step this stays below what one slow I/O costs.
+/// Task steps that a run of the executor's poller takes at most.
 const STEPS_MAX: usize = 64;
+/// The time after which it begins no other step, so that host I/O of this reactor gets its turn.
+const POLL_US_MAX: u64 = 25;
 
 /// How far the sets are stopped for a shutdown.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,7 +90,9 @@ impl Owner {
     fn poll(&self) -> bool {
         let hub = self.hub.borrow().clone();
         let messages = hub.map_or(0, |hub| hub.poll());
-        let busy = self.exec.poll(thread::now_us(), STEPS_MAX) + messages > 0;
+        let now_us = thread::now_us();
+        let in_time = || thread::now_us() < now_us + POLL_US_MAX;
+        let busy = self.exec.poll_while(now_us, STEPS_MAX, in_time) + messages > 0;
         if self.finished.get() {
             self.poller.take();
             // SAFETY: SPDK waits for this since it called `fini`.

@@ -54,3 +54,17 @@ def test_many_long_requests_over_aio(folder, mode):
     load = perf.workload("Vol0", "randrw", 3, depth=64, size=1 << 20, read_percent=50)
     iops, _ = perf.run(folder, config, load, cpumask="0x1")
     assert iops > 0
+
+
+@pytest.mark.limit(60)
+def test_more_long_misses_at_once_than_there_are_buffers_for(folder):
+    """A channel has 16 MiB of buffers for reads that fill the cache; a read that finds none goes on without."""
+    cache = images.sparse(folder / "cache.img", 256 * images.MIB)
+    backing = images.sparse(folder / "back.img", 4096 * images.MIB)
+    config = perf.bdev_config(
+        ("bdev_aio_create", {"name": "cache", "filename": str(cache), "block_size": 512}),
+        ("bdev_aio_create", {"name": "back", "filename": str(backing), "block_size": 512}),
+        ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", "bucket_size_kb": 1024}))
+    load = perf.workload("Vol0", "randread", 3, depth=64, size=1 << 20)
+    iops, _ = perf.run(folder, config, load, cpumask="0x1")
+    assert iops > 0
