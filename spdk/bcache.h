@@ -29,6 +29,13 @@ enum bcache_kind {
 	BCACHE_RESET,
 };
 
+/* How a host's I/O ends. */
+enum bcache_outcome {
+	BCACHE_SUCCESS,
+	BCACHE_FAILED,
+	BCACHE_NO_SPACE,
+};
+
 /* The head of the module's context in every spdk_bdev_io of a volume; filled before ops.submit. */
 struct bcache_io {
 	struct spdk_bdev_io *bdev_io;
@@ -122,7 +129,7 @@ void bcache_volume_free(struct spdk_bdev *bdev);
 int bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks);
 
 /* Completes a host's I/O. */
-void bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success);
+void bcache_io_complete(struct spdk_bdev_io *bdev_io, enum bcache_outcome outcome);
 
 /* The context of a channel, as spdk_io_device_register made it. */
 void *bcache_channel_ctx(struct spdk_io_channel *ch);

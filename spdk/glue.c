@@ -297,11 +297,11 @@ wants_durability(struct spdk_bdev_io *bdev_io)
 }
 
 void
-bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success)
+bcache_io_complete(struct spdk_bdev_io *bdev_io, enum bcache_outcome outcome)
 {
 	struct bcache_io *io = (struct bcache_io *)bdev_io->driver_ctx;
 
-	if (success && io->kind == BCACHE_WRITE && wants_durability(bdev_io)) {
+	if (outcome == BCACHE_SUCCESS && io->kind == BCACHE_WRITE && wants_durability(bdev_io)) {
 		/* The volume's flush covers all writes that are done, this one too. */
 		io->kind = BCACHE_FLUSH;
 		io->iovs = NULL;
@@ -309,8 +309,18 @@ bcache_io_complete(struct spdk_bdev_io *bdev_io, bool success)
 		bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(spdk_bdev_io_get_io_channel(bdev_io)), io);
 		return;
 	}
-	spdk_bdev_io_complete(bdev_io, success ? SPDK_BDEV_IO_STATUS_SUCCESS :
-			      SPDK_BDEV_IO_STATUS_FAILED);
+	switch (outcome) {
+	case BCACHE_SUCCESS:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_SUCCESS);
+		break;
+	case BCACHE_NO_SPACE:
+		/* What NVMe has for it, and what an initiator makes ENOSPC of; SCSI hosts see a medium error. */
+		spdk_bdev_io_complete_nvme_status(bdev_io, 0, SPDK_NVME_SCT_GENERIC,
+						  SPDK_NVME_SC_CAPACITY_EXCEEDED);
+		break;
+	default:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_FAILED);
+	}
 }
 
 void *

@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
+use std::rc::Rc;
 
 use crate::task::Notify;
 use crate::units::Sector;
@@ -117,6 +118,74 @@ pub trait Disk {
     fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture;
     /// Makes the range read as zeros.
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture;
+}
+
+/// A device whose errors somebody counts. What it was asked for wrongly is no error of the device.
+pub struct Watched {
+    disk: Rc<dyn Disk>,
+    failed: Rc<dyn Fn()>,
+}
+
+impl Watched {
+    /// A device of which each error calls `failed`.
+    pub fn new(disk: Rc<dyn Disk>, failed: impl Fn() + 'static) -> Watched {
+        let failed = Rc::new(failed);
+        Watched { disk, failed }
+    }
+
+    fn look(&self, done: DoneFuture) -> DoneFuture {
+        let failed = self.failed.clone();
+        Box::pin(async move {
+            let done = done.await;
+            note(&done, &*failed);
+            done
+        })
+    }
+
+    fn look_buf(&self, done: BufFuture) -> BufFuture {
+        let failed = self.failed.clone();
+        Box::pin(async move {
+            let (buf, done) = done.await;
+            note(&done, &*failed);
+            (buf, done)
+        })
+    }
+}
+
+fn note(done: &Result<(), IoError>, failed: &dyn Fn()) {
+    if matches!(done, Err(IoError::Failed | IoError::Gone)) {
+        failed();
+    }
+}
+
+impl Disk for Watched {
+    fn name(&self) -> String {
+        self.disk.name()
+    }
+    fn size_sectors(&self) -> u64 {
+        self.disk.size_sectors()
+    }
+    fn block_sectors(&self) -> u32 {
+        self.disk.block_sectors()
+    }
+    fn alloc(&self, bytes: usize) -> Buf {
+        self.disk.alloc(bytes)
+    }
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture {
+        self.look_buf(self.disk.read(at, buf))
+    }
+    fn write(&self, at: Sector, buf: Buf) -> BufFuture {
+        self.look_buf(self.disk.write(at, buf))
+    }
+    fn flush(&self) -> DoneFuture {
+        self.look(self.disk.flush())
+    }
+    fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
+        self.look(self.disk.unmap(at, sectors))
+    }
+    fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
+        self.look(self.disk.write_zeroes(at, sectors))
+    }
 }
 
 /// The first deep failure of a set's own device, kept for everyone who must stop because of it.

@@ -23,13 +23,7 @@ const LAYOUT: Layout = Layout {
 fn machine() -> (Rc<Machine>, Rc<CacheSet>) {
     use spdk_bcache::format::superblock::CacheMode::WriteBack;
     let books = Rc::new(RefCell::new(Books::new(&LAYOUT)));
-    let machine = Machine::new(
-        LAYOUT,
-        Media::new(&LAYOUT),
-        books,
-        1,
-        Fuse::new(u64::MAX - 1),
-    );
+    let machine = Machine::new(LAYOUT, Media::new(&LAYOUT), books, 1, Fuse::sound());
     let m = machine.clone();
     let done = machine.run(async move {
         let created = m.create(0, WriteBack, Default::default()).await;

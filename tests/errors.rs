@@ -395,3 +395,68 @@ fn a_backing_device_that_goes_unflushed_leaves_nothing_clean_behind() {
     drop(fast);
     machine.die();
 }
+
+#[test]
+fn a_backing_device_that_fails_too_often_is_given_up_loudly_until_it_is_said_to_work() {
+    for mode in ["writeback", "writethrough"] {
+        let (_fast, slow, machine) = running(mode);
+        no_writeback(&machine);
+        let options = |change: serde_json::Value| {
+            let mut params = change;
+            params["name"] = json!("Vol0");
+            machine.must("bdev_bcache_set_options", params);
+        };
+        assert_eq!(machine.volume()["options"]["io_error_limit"], 64);
+        options(json!({"io_error_limit": 3}));
+        assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+        slow.faults.set(BROKEN);
+        for errors in 1..=3 {
+            assert_eq!(machine.volume()["options"]["io_disable"], false);
+            assert_eq!(machine.read("Vol0", 640, 8), None);
+            assert_eq!(machine.volume()["io_errors"], errors);
+        }
+        assert_eq!(machine.volume()["options"]["io_disable"], true);
+        let before = slow.faulted.get();
+        assert_eq!(machine.read("Vol0", 640, 8), None);
+        assert_eq!(machine.write("Vol0", 0, 8, 8), Outcome::Failed);
+        assert_eq!(machine.unmap("Vol0", 0, 8), Outcome::Failed);
+        assert_eq!(slow.faulted.get(), before, "it is not asked any more");
+        assert!(
+            machine.holds("Vol0", 0, 64, 7),
+            "what is cached can be read"
+        );
+        // It works again; somebody must say so.
+        slow.faults.set(Faults::default());
+        assert_eq!(machine.write("Vol0", 0, 8, 8), Outcome::Failed);
+        let dirty = machine.volume()["dirty_bytes"].clone();
+        assert_eq!(dirty, if mode == "writeback" { 64 * 512 } else { 0 });
+        options(json!({"io_disable": false}));
+        assert_eq!(machine.volume()["io_errors"], 0);
+        assert_eq!(machine.write("Vol0", 0, 8, 8), Outcome::Success);
+        machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
+        assert!(machine.holds("Vol0", 0, 8, 8) && machine.holds("Vol0", 8, 56, 7));
+        // Without a cache it is counted too.
+        slow.faults.set(BROKEN);
+        for _ in 0..3 {
+            assert_eq!(machine.write("Vol0", 0, 8, 9), Outcome::Failed);
+        }
+        assert_eq!(machine.volume()["options"]["io_disable"], true);
+        machine.die();
+    }
+}
+
+#[test]
+fn write_back_that_fails_counts_and_forgets_nothing() {
+    let (_fast, slow, machine) = running("writeback");
+    assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+    slow.faults.set(BROKEN);
+    machine.until("the limit", || {
+        machine.volume()["options"]["io_disable"] == true
+    });
+    assert_eq!(machine.volume()["dirty_bytes"], 64 * 512);
+    assert_eq!(machine.write("Vol0", 64, 64, 8), Outcome::Failed);
+    slow.faults.set(Faults::default());
+    machine.until("write-back", || machine.volume()["dirty_bytes"] == 0);
+    assert!(machine.holds("Vol0", 0, 64, 7));
+    machine.die();
+}

@@ -10,6 +10,7 @@
 
 mod fixtures;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -17,12 +18,12 @@ use fixtures::hostile::{Target, open, register};
 use fixtures::lab::Lab;
 use fixtures::load;
 use fixtures::reader::SUPER;
-use spdk_bcache::format::key::Ptr;
+use spdk_bcache::format::key::{Key, Ptr};
 use spdk_bcache::format::superblock::{SUPER_BYTES, reseal};
 use spdk_bcache::limits::MAX_KEY_OFFSET;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::disk::Medium;
-use spdk_bcache::units::{Gen, Inode, Sector};
+use spdk_bcache::units::{BucketNr, Gen, Inode, Sector};
 
 /// Runs of each case in the fixed budget: about 15 s of one processor in all.
 const RUNS: &[(&str, u64)] = &[
@@ -134,6 +135,61 @@ fn nothing_on_a_device_panics_hangs_or_is_written_over_when_refused() {
 /// A damage that must be refused: where, how it is made, and the words that must be said of it.
 type Refused = (&'static str, fn(&mut Lab), &'static [&'static str]);
 
+/// A key for a block of each bucket that holds nothing.
+fn fill_every_bucket(l: &mut Lab) {
+    let (reader, bytes) = (&l.reader, l.bucket_bytes());
+    let mut used = reader.prio_places();
+    used.push(reader.uuid_place());
+    used.extend(
+        reader
+            .nodes
+            .iter()
+            .map(|node| node.ptr.sector().bytes() as usize),
+    );
+    let extents = reader.extents();
+    let behind = extents.iter().map(|key| key.end.0).max().unwrap_or(0);
+    used.extend(
+        extents
+            .iter()
+            .map(|key| key.ptr.expect("an extent").sector().bytes() as usize),
+    );
+    let used: BTreeSet<usize> = used.into_iter().map(|at| at / bytes).collect();
+    let first = reader
+        .cache
+        .journal_buckets
+        .last()
+        .expect("a journal")
+        .index()
+        + 1;
+    let (block, inode) = (u32::from(reader.cache.block_sectors), reader.inode(0));
+    let buckets = (first..reader.cache.nbuckets as usize).filter(|b| !used.contains(b));
+    let keys: Vec<Key> = buckets
+        .enumerate()
+        .map(|(i, b)| Key {
+            inode,
+            end: Sector(behind + (i as u64 + 1) * u64::from(block)),
+            size_sectors: block,
+            dirty: true,
+            ptr: Some(Ptr::new(
+                0,
+                Sector((b * bytes / 512) as u64),
+                reader.generations[b],
+            )),
+        })
+        .collect();
+    // As the first entry of the next journal bucket: there is room for all of them.
+    let (mut entry, cache) = (reader.newest.clone(), &reader.cache);
+    (entry.seq, entry.keys) = (entry.seq.next(), keys);
+    let here = BucketNr((reader.entries[&reader.newest.seq.0].0 / bytes) as u32);
+    let mut ring = cache.journal_buckets.iter().cycle();
+    ring.find(|&&b| b == here).expect("it is in the ring");
+    let at = ring.next().expect("a ring has no end").index() * bytes;
+    let mut out = Vec::new();
+    entry.encode(cache.set_magic(), block, &mut out);
+    assert!(out.len() <= bytes, "it fits");
+    l.golden.cache[at..at + out.len()].copy_from_slice(&out);
+}
+
 const REFUSED: &[Refused] = &[
     // A ring of one bucket.
     (
@@ -141,6 +197,8 @@ const REFUSED: &[Refused] = &[
         |l| l.patch_super(206, &[1], true),
         &["byte 4302", "the journal has 1 bucket"],
     ),
+    // Every bucket holds something: what would make room cannot be written.
+    ("crash-dirty", fill_every_bucket, &["no free bucket"]),
     // The set would be begun anew, over its data.
     (
         "clean-dirty",

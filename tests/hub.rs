@@ -240,7 +240,7 @@ fn what_is_said_of_things_to_come_holds_when_they_come() {
         ("bdev_bcache_register", json!({"bdev_name": "slow"})),
         (
             "bdev_bcache_set_options",
-            json!({"name": "Vol0", "writeback_running": false, "writeback_percent": 7}),
+            json!({"name": "Vol0", "writeback_running": false, "writeback_percent": 7, "io_error_limit": 9}),
         ),
         (
             "bdev_bcache_set_set_options",
@@ -270,7 +270,7 @@ fn what_is_said_of_things_to_come_holds_when_they_come() {
         machine.run(async move { hub.examine(&name.name()).await });
     }
     let options = machine.volume()["options"].clone();
-    let wanted = json!({"writeback_running": false, "writeback_percent": 7});
+    let wanted = json!({"writeback_running": false, "writeback_percent": 7, "io_error_limit": 9, "io_disable": false});
     assert_eq!(options, wanted);
     assert_eq!(machine.set()["options"]["journal_delay_ms"], 5);
     assert!(machine.hub.later().bdevs.is_empty());

@@ -9,12 +9,13 @@ use std::rc::Rc;
 use machine::{Machine, backing_super, blank};
 use serde_json::{Value, json};
 use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
+use spdk_bcache::format::uuids::UuidEntry;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
 use spdk_bcache::set::hub::STOP_LIMIT_US;
 use spdk_bcache::sim::disk::{Faults, Medium};
-use spdk_bcache::units::Sector;
+use spdk_bcache::units::{Sector, Uuid};
 
 /// A write-back set with one volume, which writes nothing back unasked, of two blank devices.
 fn running() -> (Rc<Medium>, Rc<Medium>, Machine) {
@@ -130,9 +131,17 @@ fn slots_of_the_uuid_table_are_used_again_and_run_out_with_a_clear_error() {
     let (_fast, _slow, machine) = running();
     let set = machine.hub.sets()[0].clone();
     let slots = set.uuids().len();
-    for i in 1..slots {
+    for i in 1..=3 {
         create_flash(&machine, &format!("Flash{i}")).expect("there is a slot");
     }
+    // Volumes that will never come back.
+    let gone = UuidEntry::backing(Uuid([7; 16]), [0; 32], 1);
+    let filling = set.clone();
+    let filled = machine.run(async move {
+        let fill = |table: &mut Vec<UuidEntry>| table[4..slots].fill(gone);
+        filling.change_uuids(fill).await
+    });
+    filled.expect("there is a bucket");
     let full = create_flash(&machine, "OneMore").expect_err("there is none");
     assert_eq!(full.code, -28);
     assert!(
@@ -259,6 +268,46 @@ fn a_missing_backing_device_keeps_its_dirty_data_until_it_comes_or_is_forgotten(
     let both = json!({"force": true, "discard_dirty": true});
     machine.create("fast", "slow", both).expect("it was said");
     assert!(machine.holds("Vol0", 0, 64, 0));
+    machine.die();
+}
+
+#[test]
+fn flash_volumes_leave_a_quarter_of_the_cache_to_others() {
+    let (_fast, _slow, machine) = running();
+    let create = |name: &str, size_mb: u64| {
+        let params = json!({"set": machine.uuid(), "name": name, "size_mb": size_mb});
+        machine.call("bdev_bcache_create_flash_volume", params)
+    };
+    let resize = |name: &str, size_mb: u64| {
+        let params = json!({"name": name, "size_mb": size_mb});
+        machine.call("bdev_bcache_resize_flash_volume", params)
+    };
+    let refused = create("Flash0", 32).expect_err("that is all");
+    assert_eq!(refused.code, -32602);
+    // 32 MiB less a journal and reserves, three quarters of it.
+    assert!(refused.message.contains("room for 23 MiB"), "{refused:?}");
+    create("Flash0", 20).expect("there is room");
+    let refused = create("Flash1", 4).expect_err("both are too much");
+    assert!(refused.message.contains("room for 3 MiB"), "{refused:?}");
+    create("Flash1", 2).expect("there is room");
+    resize("Flash0", 22).expect_err("both are too much");
+    resize("Flash0", 21).expect("there is room");
+    resize("Flash0", 1).expect("nothing was written");
+    resize("Flash1", 20).expect("there is room");
+    // Full of it, the other volume still is cached.
+    for start in (0..20 * 2048).step_by(128) {
+        assert_eq!(machine.write("Flash1", start, 128, 7), Outcome::Success);
+    }
+    for start in (0..8192).step_by(64) {
+        assert_eq!(machine.write("Vol0", start, 64, 8), Outcome::Success);
+    }
+    assert_eq!(machine.flush("Vol0"), Outcome::Success);
+    for _ in 0..3 {
+        assert!(machine.holds("Vol0", 0, 64, 8) && machine.holds("Flash1", 640, 64, 7));
+    }
+    assert_eq!(machine.set()["state"], "running");
+    let stats = machine.must("bdev_bcache_get_stats", json!({"name": "Vol0"}));
+    assert!(stats["total"]["cache_hits"].as_u64() > Some(0), "{stats}");
     machine.die();
 }
 
@@ -478,5 +527,28 @@ fn a_set_that_has_stopped_lets_its_devices_go_at_once() {
     machine.must("bdev_bcache_stop_set", json!({"set": uuid}));
     machine.pass(1_000_000);
     assert!(!machine.host.holds_open("fast") && !machine.host.holds_open("slow"));
+    machine.die();
+}
+
+#[test]
+fn the_uuid_table_says_when_a_volume_was_brought_up_last() {
+    let (fast, slow, machine) = dirty();
+    let entry = |machine: &Machine| machine.hub.sets()[0].uuids()[0];
+    let made = entry(&machine);
+    assert_eq!(made.first_reg, made.last_reg);
+    machine.lose_power(&[&fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.pass(100_000_000);
+    machine.replug(&fast);
+    assert_eq!(entry(&machine).last_reg, made.last_reg);
+    machine.replug(&slow);
+    let now = entry(&machine);
+    assert!(now.last_reg >= made.last_reg + 99, "{now:?}");
+    assert_eq!((now.first_reg, now.uuid), (made.first_reg, made.uuid));
+    assert!(machine.holds("Vol0", 0, 64, 7));
+    machine.lose_power(&[&fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.replug(&fast);
+    assert_eq!(entry(&machine).last_reg, now.last_reg, "it is durable");
     machine.die();
 }

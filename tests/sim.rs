@@ -70,7 +70,7 @@ fn a_cache_device_that_lies_is_survived() {
 
 /// A machine with a life to live to its end.
 fn switch_on(layout: Layout, media: &Media, books: &Rc<RefCell<Books>>) -> Rc<Machine> {
-    let uncut = Fuse::new(u64::MAX - 1);
+    let uncut = Fuse::sound();
     Machine::new(layout, media.clone(), books.clone(), 1, uncut)
 }
 

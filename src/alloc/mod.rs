@@ -246,28 +246,6 @@ impl Alloc {
         self.freed.notify();
     }
 
-    /// Puts as many empty buckets on the free list as a writing of the priorities takes: once, when
-    /// a set has been loaded and nothing has changed since. What no key speaks of then is dead on
-    /// disk for good, and the priorities are named by no pointer with a generation.
-    ///
-    /// False when there are not enough.
-    pub fn seed(&self) -> bool {
-        let missing = self.prio_buckets().saturating_sub(self.free.borrow().len());
-        let empty: Vec<BucketNr> = {
-            let table = self.table.borrow();
-            let slots = table.iter().enumerate();
-            slots
-                .filter(|(_, s)| s.state == Use::Data && s.live_sectors == 0 && s.pins == 0)
-                .map(|(b, _)| BucketNr(b as u32))
-                .take(missing)
-                .collect()
-        };
-        for &bucket in &empty {
-            self.free_unreferenced(bucket);
-        }
-        empty.len() == missing
-    }
-
     /// Buckets that one writing of the priorities takes.
     pub fn prio_buckets(&self) -> usize {
         let bytes = meta_bucket_bytes(self.shape.geometry.bucket_sectors);

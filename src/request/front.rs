@@ -124,7 +124,7 @@ impl<L: Lane> Front<L> {
         link.reader.quiesce();
         link.rings.messages.flush();
         if link.set().stopped.load(Ordering::Relaxed) && !self.line.borrow().is_empty() {
-            self.fail_line();
+            self.fail_line(false);
         }
         let mut done = 0;
         while done < REPLIES_A_POLL {
@@ -176,7 +176,7 @@ impl<L: Lane> Front<L> {
             Reply::Dry => link.clean.dry(),
             Reply::Full => {
                 link.dirty.dry();
-                self.fail_line();
+                self.fail_line(true);
             }
         }
     }
@@ -236,10 +236,10 @@ impl<L: Lane> Front<L> {
     fn finish(&self, io: L::Io) {
         self.in_flight.set(self.in_flight.get() - 1);
         io.phase.set(Phase::Idle);
-        let outcome = if io.failed.get() {
-            Outcome::Failed
-        } else {
-            Outcome::Success
+        let outcome = match (io.failed.get(), io.no_space.get()) {
+            (false, _) => Outcome::Success,
+            (true, false) => Outcome::Failed,
+            (true, true) => Outcome::NoSpace,
         };
         self.lane.complete(io, outcome);
     }
@@ -272,7 +272,7 @@ impl<L: Lane> Front<L> {
             Step::CacheRead => self.cache_read_done(io, &done, ok),
             Step::BackingRead => {
                 if !ok {
-                    io.failed.set(true);
+                    self.backing_failed(&io);
                 }
                 self.settle(io);
             }
@@ -294,7 +294,7 @@ impl<L: Lane> Front<L> {
             Step::Backing => self.backing_done(io, ok),
             Step::BackingFlush => {
                 if !ok {
-                    io.failed.set(true);
+                    self.backing_failed(&io);
                 }
                 self.settle(io);
             }
@@ -304,9 +304,15 @@ impl<L: Lane> Front<L> {
         }
     }
 
+    #[cold]
+    fn backing_failed(&self, io: &L::Io) {
+        self.volume.health.failed(&self.volume.name);
+        io.failed.set(true);
+    }
+
     fn backing_done(&self, io: L::Io, ok: bool) {
         if !ok {
-            io.failed.set(true);
+            self.backing_failed(&io);
         } else if io.flush_after.replace(false) {
             return self.flush_part(io);
         }
@@ -403,6 +409,10 @@ impl<L: Lane> Front<L> {
             return sectors;
         }
         io.missed.set(true);
+        if self.volume.health.is_disabled() {
+            io.failed.set(true);
+            return sectors;
+        }
         if let Some(filled) = self.start_fill(io, at, sectors) {
             return filled;
         }
@@ -490,7 +500,7 @@ impl<L: Lane> Front<L> {
             }
             self.lane.fill_write(nr, fill.at, fill.sectors);
         } else {
-            io.failed.set(true);
+            self.backing_failed(&io);
             self.end_fill(link, nr, &fill);
         }
         self.settle(io);
@@ -540,7 +550,17 @@ impl<L: Lane> Front<L> {
 
     // --- writes ---
 
+    /// Answers at once: the backing device is given up.
+    #[cold]
+    fn refuse(&self, io: L::Io) {
+        io.failed.set(true);
+        self.finish(io);
+    }
+
     fn start_write(&self, io: L::Io) {
+        if self.volume.health.is_disabled() {
+            return self.refuse(io);
+        }
         let Some(link) = &self.link else {
             return self.write_backing(io, Phase::Direct);
         };
@@ -602,12 +622,13 @@ impl<L: Lane> Front<L> {
     }
 
     /// No space will come: the set has stopped, or is full of what cannot be written back.
-    fn fail_line(&self) {
+    fn fail_line(&self, full: bool) {
         let waiting = self.line.take();
         for token in waiting {
             let io = self.lane.io(token);
             io.queued.set(false);
-            io.failed.set(true);
+            let failed_before = io.failed.replace(true);
+            io.no_space.set(full && !failed_before);
             self.proceed(io);
         }
     }
@@ -754,6 +775,9 @@ impl<L: Lane> Front<L> {
     // --- the rest ---
 
     fn start_clear(&self, io: L::Io, kind: Through) {
+        if self.volume.health.is_disabled() {
+            return self.refuse(io);
+        }
         match (&self.link, self.volume.data_offset) {
             (Some(link), Some(_)) => self.ask(link, io, kind),
             (Some(link), None) => {

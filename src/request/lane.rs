@@ -37,6 +37,8 @@ pub enum Outcome {
     Success,
     /// A device failed, or the data are out of reach.
     Failed,
+    /// The cache is full of what cannot be written back; nothing failed.
+    NoSpace,
 }
 
 /// One reactor's way to the devices and to the host's memory.

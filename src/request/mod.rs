@@ -143,6 +143,8 @@ pub struct Request {
     pub(crate) kind: Cell<Kind>,
     pub(crate) phase: Cell<Phase>,
     pub(crate) failed: Cell<bool>,
+    /// It failed for lack of space alone.
+    pub(crate) no_space: Cell<bool>,
     /// A bucket was reused under the read: all of it is done over.
     pub(crate) again: Cell<bool>,
     pub(crate) missed: Cell<bool>,
@@ -172,6 +174,7 @@ impl Request {
             cursor: Cell::new(0),
             outstanding: Cell::new(0),
             failed: Cell::new(false),
+            no_space: Cell::new(false),
             again: Cell::new(false),
             missed: Cell::new(false),
             queued: Cell::new(false),

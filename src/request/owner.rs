@@ -53,6 +53,8 @@ pub struct Volume {
     pub backing: Option<(Rc<dyn Disk>, Sector)>,
     /// The superblock on the backing device says dirty, or there is none.
     pub marked_dirty: Cell<bool>,
+    /// What the superblock says is not known: it could not be written.
+    mark_failed: Cell<bool>,
     mark: Mark,
     marking: Cell<bool>,
     unmarked: RefCell<Vec<Message>>,
@@ -102,7 +104,14 @@ impl Volume {
     /// waits until it says dirty again.
     pub async fn mark_clean(&self) -> Result<(), IoError> {
         self.marked_dirty.set(false);
-        (self.mark)(false).await
+        let done = (self.mark)(false).await;
+        self.mark_failed.set(done.is_err());
+        done
+    }
+
+    /// Whether the superblock surely says clean.
+    pub fn is_marked_clean(&self) -> bool {
+        !self.marked_dirty.get() && !self.mark_failed.get()
     }
 
     /// Whether the backing device may hold writes that are not durable.
@@ -197,6 +206,7 @@ impl Owner {
             inode,
             backing,
             marked_dirty: Cell::new(marked_dirty),
+            mark_failed: Cell::new(false),
             mark,
             marking: Cell::new(false),
             unmarked: RefCell::default(),
@@ -469,6 +479,7 @@ impl Owner {
         self.spawn(async move {
             let done = (volume.mark)(true).await;
             volume.marking.set(false);
+            volume.mark_failed.set(done.is_err());
             let waiting = volume.unmarked.take();
             match done {
                 Ok(()) => {

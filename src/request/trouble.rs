@@ -1,4 +1,6 @@
-//! What becomes of errors of a cache device's data: they are counted, what is clean is dropped from
+//! What becomes of errors of the devices.
+//!
+//! Those of a cache device's data: they are counted, what is clean is dropped from
 //! the map, what is dirty makes the set say so loudly.
 //!
 //! As in the kernel the count decays: after `io_error_halflife` I/Os half of it is forgotten. At
@@ -7,9 +9,16 @@
 //!
 //! An unreadable clean extent is dropped by a deletion that is durable before anything else touches
 //! its range; so its range is held meanwhile, as a write past the cache holds its own.
+//!
+//! Those of a backing device are counted too, all of them, as in the kernel. At `io_error_limit` of
+//! them the volume is disabled (the kernel's `io_disable`): what needs the backing device ends in an
+//! error at once, and so do all writes, so that no more data become dirty that cannot be written back.
+//! What is cached can be read, what is dirty stays dirty and is still written back if the device
+//! lets it. Somebody must say that the device works again.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::owner::{Owner, Volume};
 use crate::index::Extent;
@@ -18,6 +27,68 @@ use crate::units::Inode;
 
 /// Errors at which a cache device is given up unless told otherwise, as in the kernel.
 pub const IO_ERROR_LIMIT: u64 = 8;
+
+/// Errors at which a backing device is given up unless told otherwise, as in the kernel.
+pub const BACKING_ERROR_LIMIT: u64 = 64;
+
+/// How well a backing device serves. Reactors and the owner count.
+pub struct BackingHealth {
+    errors: AtomicU64,
+    limit: AtomicU64,
+    disabled: AtomicBool,
+}
+
+impl Default for BackingHealth {
+    fn default() -> Self {
+        BackingHealth {
+            errors: AtomicU64::new(0),
+            limit: AtomicU64::new(BACKING_ERROR_LIMIT),
+            disabled: AtomicBool::new(false),
+        }
+    }
+}
+
+impl BackingHealth {
+    /// Errors since the volume came up, or since it was said that the device works.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Errors at which the device is given up.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes that; at least 1. Counts from the next error on.
+    pub fn set_limit(&self, errors: u64) {
+        self.limit.store(errors, Ordering::Relaxed);
+    }
+
+    /// Whether the device is given up.
+    #[inline]
+    pub fn is_disabled(&self) -> bool {
+        self.disabled.load(Ordering::Relaxed)
+    }
+
+    /// Gives the device up, or says that it works: then errors count from zero.
+    pub fn disable(&self, disabled: bool) {
+        if !disabled {
+            self.errors.store(0, Ordering::Relaxed);
+        }
+        self.disabled.store(disabled, Ordering::Relaxed);
+    }
+
+    /// Counts an error of the device of this name.
+    pub fn failed(&self, name: &str) {
+        let errors = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
+        if errors >= self.limit() && !self.disabled.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "the backing device of {name} has failed {errors} times (io_error_limit): what needs it \
+                 ends in errors until io_disable is set to false"
+            );
+        }
+    }
+}
 
 /// How well a cache device serves its data.
 pub struct Health {

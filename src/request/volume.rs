@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::msg::Door;
+use super::trouble::BackingHealth;
 use crate::alloc::gens::Gens;
 use crate::format::superblock::CacheMode;
 use crate::index::{Domain, Index};
@@ -101,6 +102,8 @@ pub struct VolumeShared {
     pub cache: Option<Attached>,
     mode: AtomicU8,
     totals: Arc<Totals>,
+    /// The errors of its backing device.
+    pub health: Arc<BackingHealth>,
 }
 
 impl VolumeShared {
@@ -125,7 +128,13 @@ impl VolumeShared {
             cache,
             mode: AtomicU8::new(mode as u8),
             totals,
+            health: Arc::default(),
         }
+    }
+
+    /// With the errors of its backing device counted elsewhere too.
+    pub fn with_health(self, health: Arc<BackingHealth>) -> VolumeShared {
+        VolumeShared { health, ..self }
     }
 
     /// Its size in sectors.

@@ -212,6 +212,8 @@ struct VolumeOptions {
     name: String,
     writeback_running: Option<bool>,
     writeback_percent: Option<u64>,
+    io_error_limit: Option<u64>,
+    io_disable: Option<bool>,
     #[serde(default)]
     when_up: bool,
 }
@@ -423,6 +425,8 @@ fn set_options(hub: &Hub, p: VolumeOptions) -> Answer {
     let options = options::VolumeOptions {
         writeback_running: p.writeback_running,
         writeback_percent: p.writeback_percent,
+        io_error_limit: p.io_error_limit,
+        io_disable: p.io_disable,
     };
     done(hub.set_options(&p.name, options, p.when_up))
 }

@@ -33,13 +33,16 @@ fn state(volume: &Volume) -> &'static str {
 }
 
 fn options(volume: &Volume) -> Value {
-    match &*volume.link.borrow() {
-        Some(link) => json!({
-            "writeback_running": link.volume.writeback_running.get(),
-            "writeback_percent": link.volume.writeback_percent.get(),
-        }),
-        None => json!({}),
+    let mut options = json!({});
+    if let Some(link) = &*volume.link.borrow() {
+        options["writeback_running"] = json!(link.volume.writeback_running.get());
+        options["writeback_percent"] = json!(link.volume.writeback_percent.get());
     }
+    if let Some(backing) = &volume.backing {
+        options["io_error_limit"] = json!(backing.health.limit());
+        options["io_disable"] = json!(backing.health.is_disabled());
+    }
+    options
 }
 
 /// Parameters, without those that say nothing.
@@ -59,6 +62,7 @@ pub fn volume_params(name: &str, options: VolumeOptions) -> Value {
         "name": name,
         "writeback_running": options.writeback_running,
         "writeback_percent": options.writeback_percent,
+        "io_error_limit": options.io_error_limit,
         "when_up": true,
     }))
 }
@@ -110,6 +114,7 @@ fn bdev(volume: &Volume) -> Value {
         "inode": volume.inode().map(|i| i.0),
         "size_bytes": size_sectors * BYTES,
         "dirty_bytes": volume.dirty_bytes(),
+        "io_errors": volume.backing.as_ref().map(|b| b.health.errors()),
         "options": options(volume),
     })
 }

@@ -165,11 +165,13 @@ impl Hub {
             Source::Volume(_, backing) => backing,
             Source::Device(disk) => Backing::new(disk, planned.clone()),
         };
+        let now_s = self.host.now_s();
         let written = |sb: &mut BackingSuper| {
             let seq = sb.seq;
             *sb = planned;
             sb.seq = sb.seq.max(seq);
             sb.label = label;
+            sb.last_mount = now_s;
             if let Some(mode) = c.mode {
                 sb.set_cache_mode(mode);
             }

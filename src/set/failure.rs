@@ -2,7 +2,9 @@
 //!
 //! The set has stopped: nothing in it changes any more, in memory or on disk. A volume without dirty
 //! data has all its data on its backing device, so it leaves the set and goes on without a cache;
-//! its superblock says so before the first write goes past the set, as when it is detached. A volume
+//! its superblock says so before the first write goes past the set, as when it is detached. Where it
+//! last said dirty, the journal may not know that nothing is dirty any more: it says stale then, for
+//! what such a set would take for dirty data when it is started again is older than the device. A volume
 //! with dirty data stays: what it reads is right, and what it cannot read or write ends in errors.
 
 use std::rc::Rc;
@@ -13,6 +15,7 @@ use super::hub::Hub;
 use super::join::leave;
 use super::options::OnError;
 use super::volume::Volume;
+use crate::format::superblock::BackingState;
 
 impl Hub {
     /// Looks after a set that has just been started, until it ends.
@@ -53,7 +56,10 @@ impl Hub {
             return Err(SetError::Dirty(backing.disk.name()));
         }
         backing
-            .change(leave)
+            .change(|sb| match sb.state() {
+                BackingState::Dirty => sb.set_state(BackingState::Stale),
+                _ => leave(sb),
+            })
             .await
             .map_err(|e| SetError::Io(backing.disk.name(), e))?;
         volume.link.take();

@@ -13,8 +13,9 @@ use super::format;
 use super::hub::Hub;
 use super::join::{drop_beyond, drop_keys};
 use super::volume::{Link, Volume};
+use crate::alloc::Purpose;
 use crate::format::uuids::UuidEntry;
-use crate::units::Sector;
+use crate::units::{Inode, Sector};
 
 /// What the bdev layer answers when a bdev that is open would shrink.
 const EBUSY: i32 = 16;
@@ -34,7 +35,7 @@ impl Hub {
         let set = self.set(set)?;
         let label = format::label(name)?;
         self.check_name(name)?;
-        let sectors = flash_sectors(&set, size_mb)?;
+        let sectors = flash_sectors(&set, size_mb, None)?;
         let inode = set
             .free_uuid()
             .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
@@ -82,8 +83,13 @@ impl Hub {
         let (volume, link) = self.flash(name)?;
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
-        let (old, new) = (shared.size_sectors(), flash_sectors(&link.set, size_mb)?);
         let (set, inode) = (&link.set, link.volume.inode);
+        let (old, wanted) = (shared.size_sectors(), size_mb.saturating_mul(2048));
+        let new = match wanted > 0 && wanted <= old {
+            // Even where the kernel has made it larger than it may be here.
+            true => wanted,
+            false => flash_sectors(set, size_mb, Some(inode))?,
+        };
         let write = async || {
             set.change_uuids(|table| table[inode.0 as usize].sectors = new)
                 .await
@@ -128,14 +134,29 @@ impl Hub {
     }
 }
 
-/// The sectors of a volume of so many MiB, if the set has room for it.
-fn flash_sectors(set: &CacheSet, size_mb: u64) -> Result<u64, SetError> {
+/// The sectors of a volume of so many MiB, if the set has room for it. That of `instead` counts as
+/// free: it gets another size.
+///
+/// All data of such volumes are dirty for good. So that the set can always make room for its own
+/// structures and for moving data, and other volumes keep some cache, they may take three quarters
+/// of what hosts' data can take in all.
+fn flash_sectors(set: &CacheSet, size_mb: u64, instead: Option<Inode>) -> Result<u64, SetError> {
     let sectors = size_mb.saturating_mul(2048);
-    let most = set.alloc.data_sectors();
-    if sectors == 0 || sectors > most {
+    let table = set.uuids();
+    let others = table.iter().enumerate().filter(|(i, entry)| {
+        entry.is_live() && entry.is_flash_only() && instead != Some(Inode(*i as u32))
+    });
+    let taken = others.fold(0u64, |sum, (_, entry)| sum.saturating_add(entry.sectors));
+    let own = set.alloc.reserve(Purpose::Data) as u64 * u64::from(set.superblock().bucket_sectors);
+    let most = set.alloc.data_sectors().saturating_sub(own) / 4 * 3;
+    let room = most.saturating_sub(taken);
+    if sectors == 0 || sectors > room {
         return Err(SetError::Invalid(format!(
-            "size_mb {size_mb} cannot be: the set has room for {} MiB",
-            most / 2048
+            "size_mb {size_mb} cannot be: the set has room for {} MiB; volumes on the cache alone may \
+             take {} MiB of it in all, and have {}",
+            room / 2048,
+            most / 2048,
+            taken / 2048
         )));
     }
     Ok(sectors)

@@ -178,6 +178,7 @@ impl Hub {
             });
         }
         *volume.shared.borrow_mut() = Some(shared);
+        self.apply_later(volume);
         let mut volumes = self.volumes.borrow_mut();
         volumes.insert(volume.name.clone(), volume.clone());
         log::info!("volume {} is up", volume.name);

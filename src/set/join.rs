@@ -79,7 +79,9 @@ impl Hub {
             Some(inode) => inode,
             None => self.new_entry(set, volume, &sb).await?,
         };
-        if known.is_some() && !kept {
+        if kept {
+            self.note_return(set, inode).await;
+        } else if known.is_some() {
             // It was without this cache since: its keys mean nothing any more.
             drop_keys(set, inode).await?;
         }
@@ -97,7 +99,7 @@ impl Hub {
         let marked = backing.superblock().state() == BackingState::Dirty;
         let owned = set.owner.add_volume(
             inode,
-            Some((backing.disk.clone(), sb.data_offset)),
+            Some((backing.watched.clone(), sb.data_offset)),
             marked,
             backing.marker(set),
         );
@@ -107,6 +109,19 @@ impl Hub {
         });
         self.apply_later(volume);
         Ok(())
+    }
+
+    /// Notes in the uuid table when a volume was brought up last, as the kernel does: for people.
+    /// So nothing waits for it, and a cache without a free bucket goes without.
+    async fn note_return(&self, set: &CacheSet, inode: Inode) {
+        if !set.alloc.take_ready(1) {
+            return;
+        }
+        let now_s = self.host.now_s();
+        let noted = set.change_uuids(|table| table[inode.0 as usize].last_reg = now_s);
+        if let Err(error) = noted.await {
+            log::warn!("the return of volume {} was not noted: {error}", inode.0);
+        }
     }
 
     async fn new_entry(

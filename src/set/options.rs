@@ -12,7 +12,7 @@ use super::hub::Hub;
 use super::volume::Volume;
 use crate::journal::JOURNAL_DELAY_MS;
 use crate::request::owner::{self, WRITEBACK_PERCENT};
-use crate::request::trouble::IO_ERROR_LIMIT;
+use crate::request::trouble::{BACKING_ERROR_LIMIT, BackingHealth, IO_ERROR_LIMIT};
 use crate::units::Uuid;
 
 /// The highest `writeback_percent`, in percent of the cache.
@@ -57,29 +57,70 @@ pub struct VolumeOptions {
     pub writeback_running: Option<bool>,
     /// Dirty data, in percent of the cache, that write-back leaves alone; 0 to 40.
     pub writeback_percent: Option<u64>,
+    /// Errors of the backing device at which it is given up; at least 1.
+    pub io_error_limit: Option<u64>,
+    /// Whether it is given up; false: it works again, and errors count from zero.
+    pub io_disable: Option<bool>,
 }
 
 impl VolumeOptions {
     /// # Errors
     /// One is out of range.
     pub fn check(&self) -> Result<(), SetError> {
-        match self.writeback_percent {
-            Some(percent) if percent > WRITEBACK_PERCENT_MAX => Err(SetError::Invalid(format!(
-                "writeback_percent {percent} cannot be: 0 to {WRITEBACK_PERCENT_MAX} are possible"
-            ))),
-            _ => Ok(()),
-        }
+        in_range(
+            "writeback_percent",
+            self.writeback_percent,
+            0,
+            WRITEBACK_PERCENT_MAX,
+        )?;
+        in_range("io_error_limit", self.io_error_limit, 1, IO_ERROR_LIMIT_MAX)
+    }
+
+    /// Those of a backing device, and those of a volume's place in a set.
+    fn split(self) -> (VolumeOptions, VolumeOptions) {
+        let none = VolumeOptions::default();
+        let of_backing = VolumeOptions {
+            io_error_limit: self.io_error_limit,
+            io_disable: self.io_disable,
+            ..none
+        };
+        let of_link = VolumeOptions {
+            writeback_running: self.writeback_running,
+            writeback_percent: self.writeback_percent,
+            ..none
+        };
+        (of_backing, of_link)
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == VolumeOptions::default()
     }
 
     /// Those of a volume that are not the default, if any is not.
     pub fn changed(volume: &Volume) -> Option<VolumeOptions> {
-        let link = volume.link.borrow();
-        let owned = &link.as_ref()?.volume;
-        let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
-        (!running || percent != WRITEBACK_PERCENT).then_some(VolumeOptions {
-            writeback_running: Some(running),
-            writeback_percent: Some(percent),
-        })
+        let mut changed = VolumeOptions::default();
+        if let Some(backing) = &volume.backing {
+            let limit = backing.health.limit();
+            changed.io_error_limit = (limit != BACKING_ERROR_LIMIT).then_some(limit);
+        }
+        if let Some(link) = &*volume.link.borrow() {
+            let owned = &link.volume;
+            let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
+            if !running || percent != WRITEBACK_PERCENT {
+                changed.writeback_running = Some(running);
+                changed.writeback_percent = Some(percent);
+            }
+        }
+        (!changed.is_empty()).then_some(changed)
+    }
+
+    fn apply_to_backing(self, health: &BackingHealth) {
+        if let Some(limit) = self.io_error_limit {
+            health.set_limit(limit);
+        }
+        if let Some(disabled) = self.io_disable {
+            health.disable(disabled);
+        }
     }
 
     fn apply(self, volume: &owner::Volume) {
@@ -96,7 +137,18 @@ impl VolumeOptions {
         VolumeOptions {
             writeback_running: newer.writeback_running.or(self.writeback_running),
             writeback_percent: newer.writeback_percent.or(self.writeback_percent),
+            io_error_limit: newer.io_error_limit.or(self.io_error_limit),
+            io_disable: newer.io_disable.or(self.io_disable),
         }
+    }
+}
+
+fn in_range(name: &str, value: Option<u64>, least: u64, most: u64) -> Result<(), SetError> {
+    match value {
+        Some(value) if !(least..=most).contains(&value) => Err(SetError::Invalid(format!(
+            "{name} {value} cannot be: {least} to {most} are possible"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -119,12 +171,6 @@ impl SetOptions {
     /// # Errors
     /// One is out of range.
     pub fn check(&self) -> Result<(), SetError> {
-        let in_range = |name: &str, value: Option<u64>, least: u64, most: u64| match value {
-            Some(value) if !(least..=most).contains(&value) => Err(SetError::Invalid(format!(
-                "{name} {value} cannot be: {least} to {most} are possible"
-            ))),
-            _ => Ok(()),
-        };
         let (delay, limit) = (self.journal_delay_ms, self.io_error_limit);
         in_range("journal_delay_ms", delay, 1, JOURNAL_DELAY_MS_MAX)?;
         in_range("io_error_limit", limit, 1, IO_ERROR_LIMIT_MAX)?;
@@ -201,10 +247,12 @@ impl Hub {
     ) -> Result<(), SetError> {
         options.check()?;
         let volume = self.volume(name);
-        let link = volume.as_ref().ok().and_then(|v| v.link.borrow().clone());
-        if let Some(link) = link {
-            options.apply(&link.volume);
-            return Ok(());
+        let rest = match &volume {
+            Ok(volume) => apply_now(volume, options)?,
+            Err(_) => options,
+        };
+        if rest.is_empty() {
+            return volume.map(|_| ());
         }
         if !when_up {
             volume?;
@@ -212,7 +260,7 @@ impl Hub {
         }
         let mut later = self.later.borrow_mut();
         let known = later.volumes.entry(name.into()).or_default();
-        *known = known.and(options);
+        *known = known.and(rest);
         Ok(())
     }
 
@@ -239,12 +287,18 @@ impl Hub {
         Ok(())
     }
 
-    /// Gives a volume that has just got its cache the options that waited for it.
+    /// Gives a volume that has just come up, or got its cache, the options that waited for it.
     pub(super) fn apply_later(&self, volume: &Rc<Volume>) {
-        let options = self.later.borrow_mut().volumes.remove(&volume.name);
-        let link = volume.link.borrow();
-        if let (Some(options), Some(link)) = (options, link.as_ref()) {
-            options.apply(&link.volume);
+        let mut later = self.later.borrow_mut();
+        let Some(options) = later.volumes.remove(&volume.name) else {
+            return;
+        };
+        match apply_now(volume, options) {
+            Ok(rest) if rest.is_empty() => {}
+            Ok(rest) => {
+                later.volumes.insert(volume.name.clone(), rest);
+            }
+            Err(error) => log::warn!("{}: {error}", volume.name),
         }
     }
 
@@ -268,6 +322,27 @@ impl Hub {
     pub fn later(&self) -> Later {
         self.later.borrow().clone()
     }
+}
+
+/// Changes what can be changed of a volume now; returns what it takes a cache for.
+fn apply_now(volume: &Volume, options: VolumeOptions) -> Result<VolumeOptions, SetError> {
+    let (of_backing, of_link) = options.split();
+    match &volume.backing {
+        Some(backing) => of_backing.apply_to_backing(&backing.health),
+        None if of_backing.is_empty() => {}
+        None => {
+            return Err(SetError::Invalid(format!(
+                "{} lives on its set alone: io_error_limit and io_disable are of backing devices",
+                volume.name
+            )));
+        }
+    }
+    let link = volume.link.borrow();
+    let Some(link) = link.as_ref() else {
+        return Ok(of_link);
+    };
+    of_link.apply(&link.volume);
+    Ok(VolumeOptions::default())
 }
 
 #[cfg(test)]
@@ -300,10 +375,11 @@ mod tests {
         let first = VolumeOptions {
             writeback_running: Some(false),
             writeback_percent: Some(3),
+            ..VolumeOptions::default()
         };
         let second = VolumeOptions {
-            writeback_running: None,
             writeback_percent: Some(4),
+            ..VolumeOptions::default()
         };
         let both = first.and(second);
         assert_eq!(both.writeback_running, Some(false));

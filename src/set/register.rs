@@ -79,7 +79,7 @@ impl Hub {
     async fn register_backing(
         &self,
         disk: Rc<dyn Disk>,
-        sb: BackingSuper,
+        mut sb: BackingSuper,
     ) -> Result<Registered, SetError> {
         let bdev = disk.name();
         sb.check_device(disk.size_sectors())
@@ -94,6 +94,8 @@ impl Hub {
         let name = format::name_of(&sb.label).unwrap_or_else(|| short_name(sb.uuid));
         self.check_name(&name)?;
         let uuid = sb.uuid;
+        // On disk with the next change, as in the kernel.
+        sb.last_mount = self.host.now_s();
         let volume = Volume::new(name, uuid, Some(Backing::new(disk, sb)));
         self.bring_up(volume).await
     }

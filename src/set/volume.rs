@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::cache::{CacheSet, write_super};
-use crate::disk::{Disk, IoError};
+use crate::disk::{Disk, IoError, Watched};
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::request::owner;
+use crate::request::trouble::BackingHealth;
 use crate::request::volume::VolumeShared;
 use crate::stats::{Totals, Windows};
 use crate::task::Lock;
@@ -22,6 +23,10 @@ use crate::units::{Inode, Uuid};
 pub struct Backing {
     /// The device.
     pub disk: Rc<dyn Disk>,
+    /// The same, for the owner, whose errors count.
+    pub watched: Rc<dyn Disk>,
+    /// Its errors.
+    pub health: Arc<BackingHealth>,
     superblock: RefCell<BackingSuper>,
     turn: Lock,
 }
@@ -29,7 +34,11 @@ pub struct Backing {
 impl Backing {
     /// A backing device whose superblock is as given on disk.
     pub fn new(disk: Rc<dyn Disk>, superblock: BackingSuper) -> Rc<Backing> {
+        let health: Arc<BackingHealth> = Arc::default();
+        let (counted, name) = (health.clone(), disk.name());
         Rc::new(Backing {
+            watched: Rc::new(Watched::new(disk.clone(), move || counted.failed(&name))),
+            health,
             disk,
             superblock: RefCell::new(superblock),
             turn: Lock::default(),
@@ -50,7 +59,7 @@ impl Backing {
         let mut next = self.superblock();
         change(&mut next);
         next.seq = next.seq.wrapping_add(1);
-        write_super(&self.disk, &next.encode()).await?;
+        write_super(&self.watched, &next.encode()).await?;
         *self.superblock.borrow_mut() = next;
         Ok(())
     }
@@ -70,7 +79,7 @@ impl Backing {
             next.set_state(BackingState::Clean);
         }
         next.seq = next.seq.wrapping_add(1);
-        write_super(&self.disk, &next.encode()).await?;
+        write_super(&self.watched, &next.encode()).await?;
         *self.superblock.borrow_mut() = next;
         Ok(())
     }
@@ -187,7 +196,7 @@ impl Volume {
                 (block, flash_sectors, None, CacheMode::WriteBack)
             }
         };
-        Arc::new(VolumeShared::new(
+        let shared = VolumeShared::new(
             self.name.clone(),
             self.uuid,
             block,
@@ -196,6 +205,10 @@ impl Volume {
             attached,
             mode,
             self.totals.clone(),
-        ))
+        );
+        Arc::new(match &self.backing {
+            Some(backing) => shared.with_health(backing.health.clone()),
+            None => shared,
+        })
     }
 }

@@ -168,8 +168,9 @@ fn members<'a>(
     backings.into_iter().filter_map(member).collect()
 }
 
-/// No backing device of which something is dirty in the cache says anything but dirty. To be called
-/// before a volume joins, which would put that right.
+/// No backing device of which something is dirty in the cache says anything but dirty, or stale: that
+/// it was written to since without the cache. To be called before a volume joins, which would put
+/// that right.
 ///
 /// # Errors
 /// The first device that does.
@@ -179,7 +180,8 @@ pub fn marks<'a>(
 ) -> Result<(), String> {
     for (inode, sb, medium) in members(set, backings) {
         let dirty = set.tree.dirty_sectors(inode);
-        if dirty > 0 && (sb.state() != BackingState::Dirty || sb.set_uuid != set.set_uuid()) {
+        let says_so = matches!(sb.state(), BackingState::Dirty | BackingState::Stale);
+        if dirty > 0 && !(says_so && sb.set_uuid == set.set_uuid()) {
             return Err(format!(
                 "{} has {dirty} dirty sectors in the cache, its superblock says {}",
                 medium.name(),

@@ -55,12 +55,25 @@ pub struct Ills {
     pub lost: u64,
 }
 
-/// Counts what the devices of a machine are told to write and to flush, and cuts the power at one
-/// of these steps: that one still reaches its device's volatile cache, no later one does, and
-/// nothing is answered any more.
+/// What goes wrong with the devices of a machine at one moment, counted in what they are told.
+///
+/// It may cut the power at a step, which is a write or a flush: that one still reaches its device's
+/// volatile cache, no later one does, and nothing is answered any more. Or it lets an operation fail,
+/// which is a read, a write or a flush.
 pub struct Fuse {
     steps: Cell<u64>,
     last: u64,
+    operations: Cell<u64>,
+    fault: Cell<Option<Fault>>,
+}
+
+/// An operation that fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Which, counted from 0.
+    pub operation: u64,
+    /// Whether all later ones of the same device fail too.
+    pub lasting: bool,
 }
 
 impl Fuse {
@@ -69,7 +82,38 @@ impl Fuse {
         Rc::new(Fuse {
             steps: Cell::new(0),
             last,
+            operations: Cell::new(0),
+            fault: Cell::new(None),
         })
+    }
+
+    /// One that never blows.
+    pub fn sound() -> Rc<Fuse> {
+        Self::new(u64::MAX - 1)
+    }
+
+    /// One that never blows, with a fault.
+    pub fn with(fault: Fault) -> Rc<Fuse> {
+        let fuse = Self::sound();
+        fuse.fault.set(Some(fault));
+        fuse
+    }
+
+    /// Operations so far.
+    pub fn operations(&self) -> u64 {
+        self.operations.get()
+    }
+
+    /// No operation fails from here on, but on a device that has failed for good.
+    pub fn disarm(&self) {
+        self.fault.set(None);
+    }
+
+    /// Takes an operation; tells of the fault if it is the one.
+    fn operation(&self) -> Option<Fault> {
+        let nr = self.operations.get();
+        self.operations.set(nr + 1);
+        self.fault.get().filter(|fault| fault.operation == nr)
     }
 
     /// Steps so far.
@@ -114,7 +158,9 @@ pub struct Medium {
     pub faults: Cell<Faults>,
     /// It answers no reads.
     pub stuck: Cell<bool>,
-    /// What cuts its power.
+    /// It fails whatever it is told.
+    dead: Cell<bool>,
+    /// What cuts its power, or lets it fail.
     pub fuse: RefCell<Option<Rc<Fuse>>>,
 }
 
@@ -145,6 +191,7 @@ impl Medium {
             writes: Cell::new(0),
             faults: Cell::default(),
             stuck: Cell::new(false),
+            dead: Cell::new(false),
             fuse: RefCell::default(),
         })
     }
@@ -196,8 +243,20 @@ impl Medium {
         self.fuse.borrow().as_ref().is_none_or(|fuse| fuse.step())
     }
 
+    /// Whether the fuse, or what it has done, lets one more operation fail.
+    fn errs(&self) -> bool {
+        let fuse = self.fuse.borrow();
+        let fault = fuse.as_ref().and_then(|fuse| fuse.operation());
+        self.dead
+            .set(self.dead.get() || fault.is_some_and(|fault| fault.lasting));
+        let errs = fault.is_some() || self.dead.get();
+        self.faulted.set(self.faulted.get() + u64::from(errs));
+        errs
+    }
+
     /// Nothing is wrong with it any more. What it holds stays.
     pub fn cure(&self) {
+        self.dead.take();
         self.faults.take();
         self.ills.take();
         self.bad.take();
@@ -454,7 +513,7 @@ impl SimDisk {
             return;
         }
         let checked = self.check(at, sectors);
-        let mut failed = self.fails(self.medium.faults.get().read);
+        let mut failed = self.fails(self.medium.faults.get().read) | self.medium.errs();
         failed |= checked.is_ok() && self.medium.is_bad(at, sectors);
         // What it returns is what was visible at its beginning or at its end.
         let early = (checked.is_ok() && self.sched.rng().below(2) == 0)
@@ -479,7 +538,7 @@ impl SimDisk {
         if !self.medium.step() {
             return;
         }
-        let failed = self.fails(self.medium.faults.get().write);
+        let failed = self.fails(self.medium.faults.get().write) | self.medium.errs();
         let sectors = (data.len() / SECTOR_BYTES) as u64;
         let Some(at) = self.astray(at, sectors) else {
             return self.sched.after(self.delay_us(), move || done(Ok(())));
@@ -511,7 +570,7 @@ impl SimDisk {
         }
         let mut covered = self.medium.answered();
         covered.sort_unstable();
-        let failed = self.fails(self.medium.faults.get().flush);
+        let failed = self.fails(self.medium.faults.get().flush) | self.medium.errs();
         let medium = self.medium.clone();
         self.sched.after(self.delay_us(), move || {
             if failed {

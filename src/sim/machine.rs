@@ -10,12 +10,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use super::check;
 use super::disk::{Fuse, Medium, SimDisk};
 use super::host::SimHost;
 use super::oracle::{Oracle, ZERO, sector_of};
 use super::sched::Sched;
 use super::stage::Stage;
-use crate::format::superblock::CacheMode;
+use crate::format::superblock::{BackingState, CacheMode};
 use crate::request::Kind;
 use crate::rng::Rng;
 use crate::set::cache::CacheSet;
@@ -30,6 +31,8 @@ use crate::units::SECTOR_BYTES;
 const PATIENCE_US: u64 = 3_600_000_000;
 /// Turns after which nothing must be left to do at one moment.
 const BUSY_MAX: u64 = 1_000_000;
+/// How long write-back may take until a backing device says clean: ten minutes.
+const CALM_US: u64 = 600_000_000;
 /// Fronts of a volume.
 const REACTORS: usize = 2;
 
@@ -166,6 +169,8 @@ pub struct Machine {
     pub fuse: Rc<Fuse>,
     /// The source of chance.
     pub rng: Rc<Rng>,
+    /// What a read returned that cannot be: no error of a device excuses it.
+    pub wrong: RefCell<Option<String>>,
     busy: Cell<u64>,
 }
 
@@ -195,6 +200,7 @@ impl Machine {
             books,
             fuse,
             rng,
+            wrong: RefCell::default(),
             busy: Cell::new(0),
         })
     }
@@ -312,10 +318,19 @@ impl Machine {
             .into_iter()
             .chain(self.media.slow.iter().flatten())
         {
-            let done = self.hub.register(medium.name()).await;
-            done.map_err(|e| format!("register {}: {e}", medium.name()))?;
+            self.register(medium.name()).await?;
         }
         Ok(())
+    }
+
+    /// Registers a device.
+    ///
+    /// # Errors
+    /// It cannot be brought up.
+    pub async fn register(&self, bdev: &str) -> Result<(), String> {
+        let done = self.hub.register(bdev).await;
+        done.map(|_| ())
+            .map_err(|e| format!("register {bdev}: {e}"))
     }
 
     // --- host I/O ---
@@ -331,7 +346,11 @@ impl Machine {
         match kind {
             Kind::Read => {
                 let data = ok.then_some(&memory[..]);
-                books.oracle.read_ends(i, start, begun, data)?;
+                let seen = books.oracle.read_ends(i, start, begun, data);
+                if let Err(why) = seen {
+                    self.wrong.borrow_mut().get_or_insert(why.clone());
+                    return Err(why);
+                }
             }
             Kind::Flush if ok => books.oracle.flushed(i, begun),
             Kind::Flush => {}
@@ -425,6 +444,23 @@ impl Machine {
         };
         let start = self.rng.below(room - n + 1);
         self.io(kind, i, start, n).await
+    }
+
+    /// Waits until the backing device of a volume does not say dirty any more.
+    ///
+    /// # Errors
+    /// It does not within ten minutes, or there is no such volume.
+    pub async fn calm(&self, i: usize) -> Result<(), String> {
+        let medium = self.media.slow[i].clone().ok_or("no backing device")?;
+        let end = self.sched.now_us() + CALM_US;
+        while self.sched.now_us() < end {
+            let sb = check::backing_super(&medium).ok_or("no superblock")?;
+            if sb.state() != BackingState::Dirty {
+                return Ok(());
+            }
+            self.exec.sleep_us(100_000).await;
+        }
+        Err(format!("{} stays dirty", medium.name()))
     }
 
     /// Reads a whole volume.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::machine::{Layout, Machine, VolumeKind};
 use super::sweep::Scenario;
-use crate::format::superblock::{BackingState, BackingSuper, CacheMode, CacheSuper, SUPER_SECTOR};
+use crate::format::superblock::{BackingSuper, CacheMode, CacheSuper, SUPER_SECTOR};
 use crate::gc;
 use crate::request::Kind;
 use crate::set::format::{Permission, label};
@@ -315,6 +315,8 @@ async fn journal_wrap(m: Rc<Machine>) -> Done {
     while set.journal.window().1.0 < first.0 + u64::from(blocks) * 3 / 2 {
         m.write(0, i * 11 % 1024, 3).await?;
         m.flush(0).await?;
+        // The volume may go on without it.
+        set.latch.check().map_err(|_| "the set stopped")?;
         i += 1;
     }
     Ok(())
@@ -379,26 +381,14 @@ async fn moving_gc(m: Rc<Machine>) -> Done {
     m.flush(1).await
 }
 
-/// Waits until a volume's backing device says that nothing is dirty.
-async fn calm(m: &Machine, i: usize) -> Done {
-    let medium = m.media.slow[i].clone().ok_or("no backing device")?;
-    loop {
-        let sb = super::check::backing_super(&medium).ok_or("no superblock")?;
-        if sb.state() == BackingState::Clean {
-            return Ok(());
-        }
-        m.exec.sleep_us(100_000).await;
-    }
-}
-
 async fn write_back(m: Rc<Machine>) -> Done {
     m.register_all().await?;
     m.hub.flush_start("v0").map_err(|e| e.to_string())?;
     m.burst(0, 16, 4).await?;
-    calm(&m, 0).await?;
+    m.calm(0).await?;
     m.burst(0, 16, 4).await?;
     m.flush(0).await?;
-    calm(&m, 0).await
+    m.calm(0).await
 }
 
 async fn detach(m: Rc<Machine>) -> Done {

@@ -1,10 +1,15 @@
-//! The power cut at every single write and flush of a script.
+//! The power cut at every single write and flush of a script, and an error at every operation.
 //!
 //! A scenario is prepared once; what its devices hold then is the start of every run. Run n cuts
 //! the power at step n of the script: what was not flushed by then is lost, torn or kept in an
 //! order of its own for each n. After that the set is started again, and everything is looked at:
 //! that all that was acknowledged is there, each sector of each volume, every invariant of the set
 //! ([`check`]), that it goes on working, and that the next start finds the same map.
+//!
+//! Or one operation fails: read, write or flush n of the script is answered with an error, or from
+//! there on all that its device is told. The script may end there, but only in errors, never in wrong
+//! data; it does not hang; and where the device failed but once, either the set says that it has
+//! stopped, or everything works as before. Then the power goes, and all of the above is looked at.
 //!
 //! What a cut may leave of a volume that was being created: nothing, or the volume; the same call
 //! creates it then. Where a torn superblock is refused, it takes `force` and `discard_dirty`.
@@ -13,7 +18,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::check;
-use super::disk::Fuse;
+use super::disk::{Fault, Fuse};
 use super::machine::{Books, Job, Layout, Machine, Media, VolumeKind, name};
 use crate::format::superblock::CacheMode;
 use crate::index::Extent;
@@ -57,9 +62,6 @@ pub struct Sweep {
     pub spoil: Spoil,
 }
 
-/// A life that nothing cuts.
-const UNCUT: u64 = u64::MAX - 1;
-
 impl Sweep {
     /// Prepares a scenario.
     ///
@@ -73,7 +75,7 @@ impl Sweep {
             media.clone(),
             books.clone(),
             seed,
-            Fuse::new(UNCUT),
+            Fuse::sound(),
         );
         let done = machine.run((scenario.prepare)(machine.clone()));
         machine.die(&Rng::new(seed), true);
@@ -94,7 +96,19 @@ impl Sweep {
     /// # Errors
     /// What goes wrong then.
     pub fn steps(&self) -> Result<u64, String> {
-        self.cut(UNCUT)
+        self.cut(u64::MAX - 1)
+    }
+
+    /// The operations that it takes when none fails.
+    ///
+    /// # Errors
+    /// What goes wrong then.
+    pub fn operations(&self) -> Result<u64, String> {
+        let none = Fault {
+            operation: u64::MAX,
+            lasting: false,
+        };
+        self.fail(none)
     }
 
     /// Cuts the power at step `n`, starts again, and looks at everything. Returns how many steps
@@ -103,35 +117,90 @@ impl Sweep {
     /// # Errors
     /// The first thing that is wrong.
     pub fn cut(&self, n: u64) -> Result<u64, String> {
+        let run = self.run_of(n);
+        let machine = run.switch_on(self.seed, Fuse::new(n));
+        let done = machine.run((self.script)(machine.clone()));
+        let steps = machine.fuse.steps();
+        machine.die(&run.chance, true);
+        done.map_err(|why| format!("the script: {why}"))?
+            .unwrap_or(Ok(()))
+            .map_err(|why| format!("the script: {why}"))?;
+        run.later_lives()?;
+        Ok(steps)
+    }
+
+    /// Lets an operation fail, then cuts the power, starts again, and looks at everything. Returns
+    /// how many operations the script took.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn fail(&self, fault: Fault) -> Result<u64, String> {
+        let run = self.run_of(fault.operation);
+        let machine = run.switch_on(self.seed, Fuse::with(fault));
+        let done = machine.run((self.script)(machine.clone()));
+        let operations = machine.fuse.operations();
+        machine.fuse.disarm();
+        let after = match &done {
+            Ok(Some(Err(why))) if operations <= fault.operation => Err(why.clone()),
+            Ok(_) => powered(machine.run(endure(machine.clone(), fault.lasting))),
+            Err(why) => Err(format!("the script: {why}")),
+        };
+        let wrong = machine.wrong.take();
+        machine.die(&run.chance, true);
+        wrong.map_or(after, Err)?;
+        for medium in run.media.all() {
+            medium.cure();
+        }
+        run.later_lives()?;
+        Ok(operations)
+    }
+
+    /// What run `n` begins with.
+    fn run_of(&self, n: u64) -> Run {
         let media = self.media.copy();
         media.fast.ignore_flush.set(self.spoil.fast);
         for slow in media.slow.iter().flatten() {
             slow.ignore_flush.set(self.spoil.slow);
         }
-        let books = Rc::new(RefCell::new(self.books.clone()));
-        let chance = Rng::new(self.seed.wrapping_mul(0x1_0001).wrapping_add(n));
-        let switch_on = |seed, fuse| {
-            let (media, books) = (media.clone(), books.clone());
-            Machine::new(self.layout, media, books, seed, fuse)
-        };
-        let machine = switch_on(self.seed, Fuse::new(n));
-        let done = machine.run((self.script)(machine.clone()));
-        let steps = machine.fuse.steps();
-        machine.die(&chance, true);
-        done.map_err(|why| format!("the script: {why}"))?
-            .unwrap_or(Ok(()))
-            .map_err(|why| format!("the script: {why}"))?;
+        Run {
+            layout: self.layout,
+            media,
+            books: Rc::new(RefCell::new(self.books.clone())),
+            chance: Rng::new(self.seed.wrapping_mul(0x1_0001).wrapping_add(n)),
+        }
+    }
+}
 
-        let machine = switch_on(chance.next(), Fuse::new(UNCUT));
+/// One run: what outlives its machines.
+struct Run {
+    layout: Layout,
+    media: Media,
+    books: Rc<RefCell<Books>>,
+    chance: Rng,
+}
+
+impl Run {
+    fn switch_on(&self, seed: u64, fuse: Rc<Fuse>) -> Rc<Machine> {
+        Machine::new(
+            self.layout,
+            self.media.clone(),
+            self.books.clone(),
+            seed,
+            fuse,
+        )
+    }
+
+    /// The two lives after the one that went wrong.
+    fn later_lives(&self) -> Result<(), String> {
+        let machine = self.switch_on(self.chance.next(), Fuse::sound());
         let done = machine.run(revive(machine.clone()));
-        machine.die(&chance, true);
+        machine.die(&self.chance, true);
         let map = powered(done).map_err(|why| format!("after the cut: {why}"))?;
 
-        let machine = switch_on(chance.next(), Fuse::new(UNCUT));
+        let machine = self.switch_on(self.chance.next(), Fuse::sound());
         let done = machine.run(look_again(machine.clone(), map));
-        machine.die(&chance, true);
-        powered(done).map_err(|why| format!("a start later: {why}"))?;
-        Ok(steps)
+        machine.die(&self.chance, true);
+        powered(done).map_err(|why| format!("a start later: {why}"))
     }
 }
 
@@ -171,6 +240,46 @@ async fn bring_up(m: &Machine, map: Option<Map>) -> Result<(), String> {
                 return Err(format!("{} is not there", name(i)));
             }
             make(m, i).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Goes on after an error. Where the device works again, so must everything, unless the set says
+/// that it has stopped.
+async fn endure(m: Rc<Machine>, lasting: bool) -> Result<(), String> {
+    let done = work_on(&m).await;
+    let loud = m.hub.sets().iter().find_map(|set| set.latch.why());
+    match (done, loud) {
+        (Err(why), None) if !lasting => Err(format!("nothing says that the set failed: {why}")),
+        _ => Ok(()),
+    }
+}
+
+/// Brings up what is not, uses all volumes that there are, and cleans them.
+async fn work_on(m: &Machine) -> Result<(), String> {
+    let made = m.books.borrow().made.clone();
+    if m.hub.sets().is_empty() && made.contains(&true) {
+        // Where it failed while it stopped, it comes back as after a crash.
+        m.books.borrow_mut().oracle.crash(false);
+        m.register("fast").await?;
+    }
+    for (slow, made) in m.media.slow.iter().zip(made) {
+        if let (Some(slow), true) = (slow, made) {
+            m.register(slow.name()).await?;
+        }
+    }
+    let up = |i: &usize| m.stage.volume(&name(*i)).is_some();
+    let volumes: Vec<usize> = (0..m.layout.volumes.len()).filter(up).collect();
+    for &i in &volumes {
+        m.read_all(i).await?;
+        m.burst(i, 8, 4).await?;
+        m.flush(i).await?;
+    }
+    for &i in &volumes {
+        m.hub.flush_start(&name(i)).map_err(|e| e.to_string())?;
+        if m.media.slow[i].is_some() {
+            m.calm(i).await?;
         }
     }
     Ok(())

@@ -423,6 +423,10 @@ impl World {
             plan.mode,
             Arc::default(),
         ));
+        if i % 2 == 0 {
+            // One that never gives its device up sees more of what that does.
+            shared.health.set_limit(u64::MAX);
+        }
         let fronts = (0..self.plan.reactors).map(|_| {
             let lane = SimLane::new(Some(cache.clone()), backing.clone());
             lane.fills_max.set(self.rng.below(16) as usize);

@@ -194,7 +194,7 @@ impl Channel {
                 lane.settle(self);
             }
             // SAFETY: the I/O was handed over and is not used afterwards.
-            None => unsafe { sys::bcache_io_complete(head.bdev_io, false) },
+            None => unsafe { sys::bcache_io_complete(head.bdev_io, sys::BCACHE_FAILED) },
         }
     }
 
@@ -308,7 +308,7 @@ unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, _status: i
     // SAFETY: the context is the pointer given in `Channel::reset`; the I/O ends here.
     unsafe {
         let io = Io::from_raw(sys::spdk_io_channel_iter_get_ctx(iter).cast());
-        sys::bcache_io_complete(io.head().bdev_io, true);
+        sys::bcache_io_complete(io.head().bdev_io, sys::BCACHE_SUCCESS);
     }
 }
 

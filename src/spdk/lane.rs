@@ -54,7 +54,7 @@ pub struct IoCtx {
     head: sys::bcache_io,
     /// The next on the list that the I/O is on: held, or completed.
     next: Cell<*mut IoCtx>,
-    success: Cell<bool>,
+    outcome: Cell<sys::bcache_outcome>,
     request: Request,
 }
 
@@ -77,7 +77,7 @@ impl Io {
         unsafe {
             (&raw mut (*ctx).request).write(Request::new());
             (&raw mut (*ctx).next).write(Cell::new(ptr::null_mut()));
-            (&raw mut (*ctx).success).write(Cell::new(false));
+            (&raw mut (*ctx).outcome).write(Cell::new(sys::BCACHE_FAILED));
             Io(NonNull::new_unchecked(ctx))
         }
     }
@@ -349,9 +349,9 @@ impl LaneState {
         let completed = self.completed.take();
         let busy = ended > 0 || !completed.is_empty();
         while let Some(io) = completed.pop() {
-            let success = io.ctx().success.get();
+            let outcome = io.ctx().outcome.get();
             // SAFETY: each I/O gets onto the list once, and nobody uses its context afterwards.
-            unsafe { sys::bcache_io_complete(io.head().bdev_io, success) };
+            unsafe { sys::bcache_io_complete(io.head().bdev_io, outcome) };
         }
         self.settling.set(false);
         busy
@@ -702,7 +702,11 @@ impl Lane for SpdkLane {
     }
 
     fn complete(&self, io: Io, outcome: Outcome) {
-        io.ctx().success.set(outcome == Outcome::Success);
+        io.ctx().outcome.set(match outcome {
+            Outcome::Success => sys::BCACHE_SUCCESS,
+            Outcome::Failed => sys::BCACHE_FAILED,
+            Outcome::NoSpace => sys::BCACHE_NO_SPACE,
+        });
         self.0.completed.push(io);
     }
 

@@ -186,8 +186,7 @@ impl Writeback {
         if self.owner.tree.dirty_sectors(volume.inode) <= self.resting_sectors(volume) {
             return false;
         }
-        let failed_us = self.progress.borrow()[&volume.number].failed_us;
-        if failed_us.is_some_and(|at| self.exec.now_us() < at + BACKOFF_US) {
+        if self.is_backing_off(volume) {
             return false;
         }
         let alloc = &self.owner.tree.alloc;
@@ -200,19 +199,29 @@ impl Writeback {
         volume.writeback_running.get() && (over || idle_us > IDLE_US)
     }
 
+    /// Whether its backing device has failed so lately that it is left alone.
+    fn is_backing_off(&self, volume: &Volume) -> bool {
+        let progress = self.progress.borrow();
+        let failed_us = progress.get(&volume.number).and_then(|p| p.failed_us);
+        failed_us.is_some_and(|at| self.exec.now_us() < at + BACKOFF_US)
+    }
+
     /// Nothing to write back: says so on the backing device, once that is calm.
     async fn settle(&self, volume: &Rc<Volume>) {
         let dirty = self.owner.tree.dirty_sectors(volume.inode) > 0;
         let calm = volume.writeback_running.get() && self.idle_us(volume) > IDLE_US
             || self.wanted.borrow().contains_key(&volume.number);
-        if !dirty && calm && volume.marked_dirty.get() {
+        if !dirty && calm && !volume.is_marked_clean() && !self.is_backing_off(volume) {
             // A crash must not find dirty keys of a device that says it is clean.
             let known = self.owner.tree.journal.commit().await;
             if known.is_err() || self.owner.tree.dirty_sectors(volume.inode) > 0 {
                 return;
             }
             if let Err(why) = volume.mark_clean().await {
-                log::warn!("a backing device could not be marked clean: {why}");
+                log::warn!("a backing device could not be marked clean: {why}; it is tried again");
+                self.failures.add(1);
+                let now_us = self.exec.now_us();
+                self.progress_of(volume, |p| p.failed_us = Some(now_us));
             }
         }
     }
@@ -232,7 +241,7 @@ impl Writeback {
     pub async fn clean_all(&self, volume: &Volume) -> Result<(), IoError> {
         let _wanted = self.want(volume);
         let failures = self.failures.get();
-        while self.owner.tree.dirty_sectors(volume.inode) > 0 || volume.marked_dirty.get() {
+        while self.owner.tree.dirty_sectors(volume.inode) > 0 || !volume.is_marked_clean() {
             if self.latch.check().is_err() || self.stopping.get() {
                 return Err(IoError::Gone);
             }

@@ -59,8 +59,9 @@ def build_dir():
 
 
 def built(name):
-    """A program of the project's own build, `bcache_tgt` or `bdevperf`; BCACHE_TGT and BCACHE_BDEVPERF override."""
-    override = os.environ.get({"bcache_tgt": "BCACHE_TGT", "bdevperf": "BCACHE_BDEVPERF"}[name])
+    """A program of the project's own build: bcache_tgt, bcachectl or bdevperf. BCACHE_TGT, BCACHE_BCACHECTL and
+    BCACHE_BDEVPERF override."""
+    override = os.environ.get({"bcache_tgt": "BCACHE_TGT"}.get(name, "BCACHE_" + name.upper()))
     path = pathlib.Path(override) if override else build_dir().parent / "release" / name
     if not path.exists():
         raise Missing("%s is not built: run `make%s`" % (path, " bdevperf" if name == "bdevperf" else ""))

@@ -507,6 +507,11 @@ impl Machine {
         self.ended(tag).expect("it has ended")
     }
 
+    /// Discards so many sectors.
+    pub fn unmap(&self, name: &str, start: u64, sectors: u64) -> Outcome {
+        self.io(name, Kind::Unmap, start, Vec::new(), sectors).0
+    }
+
     /// Writes so many sectors full of `byte`.
     pub fn write(&self, name: &str, start: u64, sectors: u64, byte: u8) -> Outcome {
         let memory = vec![byte; sectors as usize * 512];

@@ -88,12 +88,13 @@ def test_saved_configuration_brings_everything_back(start, folder):
     pair = volume.Pair(folder)
     pair.create(target, mode="writeback")
     uuid = volume.the_set(target)["set"]
-    target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False, writeback_percent=7)
+    target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False, writeback_percent=7,
+                io_error_limit=9)
     options = {"journal_delay_ms": 50, "io_error_limit": 20, "io_error_halflife": 1000, "errors": "panic",
                "copy_gc_enabled": False}
     target.call("bdev_bcache_set_set_options", set=uuid, **options)
     before = volume.volume(target, "Vol0")
-    assert before["options"] == {"writeback_running": False, "writeback_percent": 7}
+    assert before["options"] == {"writeback_running": False, "writeback_percent": 7, "io_error_limit": 9, "io_disable": False}
     saved = {"subsystems": [{"subsystem": "bdev", "config": target.call("framework_get_config", name="bdev")}]}
     for method, _ in methods(saved):
         assert method != "bdev_bcache_register", "examine brings up what is on disk"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from kit import export, guest, images, pattern, superblock, volume
+from kit import export, guest, images, pattern, superblock, tools, volume
 
 GOLDEN = ["clean-dirty", "crash-dirty", "power-cut", "overlaps-crash", "two-backing", "wrapped", "deep-tree",
           "flash-volume"]
@@ -25,6 +25,11 @@ for b in /sys/block/bcache*/bcache/stop; do [ -e $b ] && echo 1 > $b; done
 n=0; while [ -e /dev/bcache0 ] && [ $n -lt 200 ]; do sleep 0.1; n=$((n + 1)); done
 sync
 """
+
+
+def nothing_wrong(cache, *backings):
+    """The offline check finds nothing on a set that nobody has open."""
+    tools.run(tools.built("bcachectl"), "check", cache, *backings)
 
 
 def kernel_judges(folder, pair, data, more="", killed=False):
@@ -74,6 +79,7 @@ def written_by_us(folder, target, kill, **options):
 def test_kernel_opens_what_we_wrote_and_we_what_it_wrote_on(start, folder, mode, kill):
     target = start()
     pair, data, exported = written_by_us(folder, target, kill, mode=mode, bucket_size_kb=32)
+    nothing_wrong(pair.cache, pair.backing)
     # what the kernel finds is the state from here on: the same verify, on our side, takes it from copies
     shutil.copy(pair.cache, folder / "judge-cache.img")
     shutil.copy(pair.backing, folder / "judge-back.img")
@@ -82,6 +88,7 @@ def test_kernel_opens_what_we_wrote_and_we_what_it_wrote_on(start, folder, mode,
             % first)
     console = kernel_judges(folder, pair, data, more, killed=kill)
     assert "@state" in console
+    nothing_wrong(pair.cache, pair.backing)
     # our own engine, on the copies, must find a permitted content too; its finding is the base for the kernel's round
     target.start()
     volume.aio(target, pair.cache_bdev, folder / "judge-cache.img")
@@ -98,6 +105,8 @@ def test_kernel_opens_what_we_wrote_and_we_what_it_wrote_on(start, folder, mode,
     data.verify()
     data.write(count=300, align=8, max=128, flush=40)
     data.verify()
+    target.kill()
+    nothing_wrong(pair.cache, pair.backing)
 
 
 def volume_on(target, backing_bdev=None, inode=None):
@@ -115,6 +124,7 @@ def volume_on(target, backing_bdev=None, inode=None):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_fixture_reads_back_right(start, folder, name, cpumask):
     golden = images.Golden(name, folder)
+    nothing_wrong(golden.cache, *golden.backing)
     target = start(cpumask=cpumask)
     volume.aio(target, "c", golden.cache)
     for number, path in enumerate(golden.backing):
@@ -153,3 +163,4 @@ def test_flash_volume_in_the_kernel(start, folder):
     """ + STOP
     console = guest.run(folder, script, images=[pair.cache, pair.backing], files={"log": data.log}, limit=150)
     assert "@trouble" not in console and pattern.summary(console, "verify")["bad"] == 0, console
+    nothing_wrong(pair.cache, pair.backing)

@@ -200,7 +200,7 @@ impl World {
             format!("#{tag} {:?} answered {outcome:?} {values:?}", op.kind)
         });
         self.report.failed += u64::from(!ok);
-        let no_space = self.plan.outgrown && op.kind == Kind::Write;
+        let no_space = self.plan.outgrown && op.kind == Kind::Write && outcome == Outcome::NoSpace;
         if !ok && !no_space && !self.may_fail() {
             let why = life.set.as_ref().and_then(|set| set.latch.why());
             return Err(format!("#{tag} {:?} failed; the set: {why:?}", op.kind));
