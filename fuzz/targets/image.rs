@@ -4,20 +4,8 @@
 #[path = "../tests/fixtures/mod.rs"]
 mod fixtures;
 
-use std::cell::RefCell;
-
-use fixtures::hostile::Target;
-use libfuzzer_sys::fuzz_target;
-
-thread_local! {
-    static TARGET: RefCell<Option<Target>> = const { RefCell::new(None) };
-}
-
-fuzz_target!(|input: &[u8]| {
-    TARGET.with_borrow_mut(|target| {
-        let target = target.get_or_insert_with(|| Target::new("clean-dirty"));
-        target.change_as(input);
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fixtures::hostile::fuzz(input, |target| {
         target.check();
-        target.reset();
     });
 });

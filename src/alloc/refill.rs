@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 
-use super::{Alloc, Use};
+use super::{Alloc, Bucket, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
 use crate::task::{either, yield_now};
@@ -127,10 +127,8 @@ impl Alloc {
         log::debug!("no bucket can be reused now; {free} are free");
     }
 
-    /// The best buckets to reuse: empty ones first, then those longest without use.
-    async fn choose(&self, n: usize) -> Vec<BucketNr> {
-        let mut best: BinaryHeap<Reverse<(u32, u32)>> = BinaryHeap::with_capacity(n + 1);
-        let mut limited = 0u64;
+    /// Shows every bucket of data that nobody pins, in steps of `SLICE` buckets.
+    pub(super) async fn each_data_bucket(&self, mut visit: impl FnMut(BucketNr, &Bucket)) {
         for start in (0..self.gens.len()).step_by(SLICE) {
             if start > 0 {
                 yield_now().await;
@@ -138,26 +136,37 @@ impl Alloc {
             let table = self.table.borrow();
             let end = (start + SLICE).min(table.len());
             for (at, slot) in table[start..end].iter().enumerate() {
-                let bucket = BucketNr((start + at) as u32);
-                if slot.state != Use::Data || slot.pins > 0 || slot.dirty_sectors > 0 {
-                    continue;
-                }
-                if self.near_gen_limit(slot, bucket) {
-                    limited += 1;
-                    continue;
-                }
-                let score = match slot.live_sectors {
-                    0 => u32::MAX,
-                    _ => self.gens.age(bucket).into(),
-                };
-                if best.len() < n {
-                    best.push(Reverse((score, bucket.0)));
-                } else if best.peek().is_some_and(|w| w.0.0 < score) {
-                    best.pop();
-                    best.push(Reverse((score, bucket.0)));
+                if slot.state == Use::Data && slot.pins == 0 {
+                    visit(BucketNr((start + at) as u32), slot);
                 }
             }
         }
+    }
+
+    /// The best buckets to reuse: empty ones first, then those longest without use.
+    async fn choose(&self, n: usize) -> Vec<BucketNr> {
+        let mut best: BinaryHeap<Reverse<(u32, u32)>> = BinaryHeap::with_capacity(n + 1);
+        let mut limited = 0u64;
+        self.each_data_bucket(|bucket, slot| {
+            if slot.dirty_sectors > 0 {
+                return;
+            }
+            if self.near_gen_limit(slot, bucket) {
+                limited += 1;
+                return;
+            }
+            let score = match slot.live_sectors {
+                0 => u32::MAX,
+                _ => self.gens.age(bucket).into(),
+            };
+            if best.len() < n {
+                best.push(Reverse((score, bucket.0)));
+            } else if best.peek().is_some_and(|w| w.0.0 < score) {
+                best.pop();
+                best.push(Reverse((score, bucket.0)));
+            }
+        })
+        .await;
         if limited > 0 {
             self.sweep_wanted.set(true);
             self.sweep_due.notify();

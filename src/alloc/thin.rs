@@ -10,9 +10,7 @@
 
 use std::collections::BinaryHeap;
 
-use super::refill::SLICE;
-use super::{Alloc, Purpose, Use};
-use crate::task::yield_now;
+use super::{Alloc, Purpose};
 use crate::units::BucketNr;
 
 /// Buckets emptied in one pass over the map.
@@ -66,33 +64,27 @@ impl Alloc {
             bucket_sectors / 2
         };
         let (mut heap, mut sum) = (BinaryHeap::new(), 0u64);
-        for start in (0..self.gens.len()).step_by(SLICE) {
-            if start > 0 {
-                yield_now().await;
+        self.each_data_bucket(|bucket, slot| {
+            let sectors = if dirty_only {
+                slot.dirty_sectors
+            } else {
+                slot.live_sectors
+            };
+            if sectors == 0 || sectors > most {
+                return;
             }
-            let table = self.table.borrow();
-            let end = (start + SLICE).min(table.len());
-            for (at, slot) in table[start..end].iter().enumerate() {
-                let sectors = if dirty_only {
-                    slot.dirty_sectors
-                } else {
-                    slot.live_sectors
+            heap.push((sectors, bucket));
+            sum += u64::from(sectors);
+            while sum > capacity || heap.len() > CHOSEN_MAX {
+                let Some((largest, _)) = heap.pop() else {
+                    break;
                 };
-                if slot.state != Use::Data || slot.pins > 0 || sectors == 0 || sectors > most {
-                    continue;
-                }
-                heap.push((sectors, (start + at) as u32));
-                sum += u64::from(sectors);
-                while sum > capacity || heap.len() > CHOSEN_MAX {
-                    let Some((largest, _)) = heap.pop() else {
-                        break;
-                    };
-                    sum -= u64::from(largest);
-                }
+                sum -= u64::from(largest);
             }
-        }
+        })
+        .await;
         let takes = sum.div_ceil(u64::from(bucket_sectors)) as usize + targets - 1;
-        let mut buckets: Vec<BucketNr> = heap.into_iter().map(|(_, b)| BucketNr(b)).collect();
+        let mut buckets: Vec<BucketNr> = heap.into_iter().map(|(_, b)| b).collect();
         if buckets.len() <= takes {
             buckets.clear();
         }

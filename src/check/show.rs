@@ -104,6 +104,23 @@ pub fn label_text(label: &[u8; 32]) -> String {
     text.chars().map(plain).collect()
 }
 
+/// What superblocks of both kinds have: the fields are the same, the types are not.
+macro_rules! common {
+    ($sb:expr) => {
+        Common {
+            version: $sb.version,
+            uuid: $sb.uuid.to_string(),
+            set_uuid: $sb.set_uuid.to_string(),
+            label: label_text(&$sb.label),
+            seq: $sb.seq,
+            flags: format!("{:#x}", $sb.flags),
+            features: features($sb.version, &$sb.words),
+            block_bytes: bytes_of($sb.block_sectors.into()),
+            last_mount: $sb.last_mount,
+        }
+    };
+}
+
 /// Reads the superblock of a device.
 ///
 /// # Errors
@@ -127,12 +144,12 @@ pub fn show(source: &dyn Source) -> Result<Shown, CannotCheck> {
     match &found.says {
         Some(Super::Cache(sb)) => {
             shown.kind = "cache";
-            shown.common = Some(common_of_cache(sb));
+            shown.common = Some(common!(sb));
             shown.cache = Some(cache_part(sb));
         }
         Some(Super::Backing(sb)) => {
             shown.kind = "backing";
-            shown.common = Some(common_of_backing(sb));
+            shown.common = Some(common!(sb));
             shown.backing = Some(backing_part(sb, source.size_bytes()));
         }
         None => {}
@@ -147,34 +164,6 @@ fn features(version: u64, words: &[u64]) -> Option<[String; 3]> {
 
 fn bytes_of(sectors: u64) -> u64 {
     sectors.saturating_mul(SECTOR_BYTES as u64)
-}
-
-fn common_of_cache(sb: &CacheSuper) -> Common {
-    Common {
-        version: sb.version,
-        uuid: sb.uuid.to_string(),
-        set_uuid: sb.set_uuid.to_string(),
-        label: label_text(&sb.label),
-        seq: sb.seq,
-        flags: format!("{:#x}", sb.flags),
-        features: features(sb.version, &sb.words),
-        block_bytes: bytes_of(sb.block_sectors.into()),
-        last_mount: sb.last_mount,
-    }
-}
-
-fn common_of_backing(sb: &BackingSuper) -> Common {
-    Common {
-        version: sb.version,
-        uuid: sb.uuid.to_string(),
-        set_uuid: sb.set_uuid.to_string(),
-        label: label_text(&sb.label),
-        seq: sb.seq,
-        flags: format!("{:#x}", sb.flags),
-        features: features(sb.version, &sb.words),
-        block_bytes: bytes_of(sb.block_sectors.into()),
-        last_mount: sb.last_mount,
-    }
 }
 
 fn cache_part(sb: &CacheSuper) -> CachePart {
