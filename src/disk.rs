@@ -9,6 +9,7 @@
 //! any order and any subset of them may be lost, each block (of the device) is whole.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -94,6 +95,26 @@ impl fmt::Debug for Buf {
 pub type BufFuture = Pin<Box<dyn Future<Output = (Buf, Result<(), IoError>)>>>;
 /// The answer to any other request.
 pub type DoneFuture = Pin<Box<dyn Future<Output = Result<(), IoError>>>>;
+
+/// Requests that a task has under way at once; the kernel's write-back has as many. More would not
+/// be faster, and what a host waits for stands in line behind them.
+const AT_ONCE_MAX: usize = 32;
+
+/// Makes requests, `AT_ONCE_MAX` at a time, and waits for them; their answers in the order given.
+/// The iterator starts a request when it is asked for one. Who waits is woken for the request that
+/// is next in line, not for each one that ends.
+pub async fn answers<T>(
+    requests: impl IntoIterator<Item = Pin<Box<dyn Future<Output = T>>>>,
+) -> Vec<T> {
+    let mut requests = requests.into_iter();
+    let mut under_way: VecDeque<_> = requests.by_ref().take(AT_ONCE_MAX).collect();
+    let mut all = Vec::with_capacity(under_way.len());
+    while let Some(next) = under_way.pop_front() {
+        all.push(next.await);
+        under_way.extend(requests.next());
+    }
+    all
+}
 
 /// One opened device. Requests start when they are called, not when they are first polled;
 /// dropping a future abandons the answer, not the I/O.

@@ -2,7 +2,8 @@
 //!
 //! A poller (SPDK) or the simulator calls [`Executor::poll`]; each call runs a bounded number of
 //! steps, so no task can hold a reactor longer than its own longest step. Tasks run in the order
-//! in which they were woken, so a run is a function of its inputs: the simulator replays it.
+//! in which they were woken, those that hosts wait for before the others, which have at least every
+//! ninth step; so a run is a function of its inputs: the simulator replays it.
 //!
 //! A task lives until it finishes or the executor is dropped. Wakers may be called on any thread
 //! (the contract of `std::task`), although the engine wakes on the owner thread alone.
@@ -18,19 +19,44 @@ use std::task::{Context, Poll, Wake, Waker};
 
 type Job = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The ids of tasks that are ready to run. Behind a mutex because a [`Waker`] must be `Send`;
-/// it is never contended on the owner thread.
+/// Steps of tasks that hosts wait for, one after the other, behind which another task has one.
+const FIRST_RUN: usize = 8;
+
+/// The ids of tasks that are ready to run.
+#[derive(Default)]
+struct Ids {
+    /// Those that hosts wait for.
+    first: VecDeque<usize>,
+    others: VecDeque<usize>,
+    /// How many of the first have run one after the other.
+    run: usize,
+}
+
+impl Ids {
+    fn pop(&mut self) -> Option<usize> {
+        let first = self.run < FIRST_RUN || self.others.is_empty();
+        let id = if first { self.first.pop_front() } else { None };
+        self.run = if id.is_some() { self.run + 1 } else { 0 };
+        id.or_else(|| self.others.pop_front())
+    }
+}
+
+/// What is ready to run. Behind a mutex because a [`Waker`] must be `Send`; it is never contended
+/// on the owner thread.
 #[derive(Default)]
 struct Ready {
-    ids: Mutex<VecDeque<usize>>,
+    ids: Mutex<Ids>,
     /// Whether there may be any: a poll with nothing to do takes no lock.
     any: AtomicBool,
 }
 
 impl Ready {
-    fn push(&self, id: usize) {
+    fn push(&self, id: usize, first: bool) {
         let mut ids = self.ids.lock().unwrap_or_else(|e| e.into_inner());
-        ids.push_back(id);
+        match first {
+            true => ids.first.push_back(id),
+            false => ids.others.push_back(id),
+        }
         self.any.store(true, Ordering::Release);
     }
 
@@ -40,8 +66,9 @@ impl Ready {
             return None;
         }
         let mut ids = self.ids.lock().unwrap_or_else(|e| e.into_inner());
-        let id = ids.pop_front();
-        self.any.store(!ids.is_empty(), Ordering::Relaxed);
+        let id = ids.pop();
+        let any = !ids.first.is_empty() || !ids.others.is_empty();
+        self.any.store(any, Ordering::Relaxed);
         id
     }
 
@@ -52,6 +79,7 @@ impl Ready {
 
 struct TaskWaker {
     id: usize,
+    first: bool,
     queued: AtomicBool,
     ready: Arc<Ready>,
 }
@@ -59,7 +87,7 @@ struct TaskWaker {
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            self.ready.push(self.id);
+            self.ready.push(self.id, self.first);
         }
     }
 }
@@ -111,6 +139,15 @@ impl Executor {
 
     /// Starts a task. It runs at the next poll.
     pub fn spawn(&self, job: impl Future<Output = ()> + 'static) {
+        self.begin(job, false);
+    }
+
+    /// Starts a task that hosts wait for: it runs before the others.
+    pub fn spawn_first(&self, job: impl Future<Output = ()> + 'static) {
+        self.begin(job, true);
+    }
+
+    fn begin(&self, job: impl Future<Output = ()> + 'static, first: bool) {
         let mut tasks = self.0.tasks.borrow_mut();
         let id = self.0.free.borrow_mut().pop().unwrap_or_else(|| {
             tasks.push(None);
@@ -118,6 +155,7 @@ impl Executor {
         });
         let wake = Arc::new(TaskWaker {
             id,
+            first,
             queued: AtomicBool::new(false),
             ready: self.0.ready.clone(),
         });
@@ -407,6 +445,32 @@ pub async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_hosts_wait_for_runs_first_and_the_others_all_the_same() {
+        let (exec, log) = (Executor::new(), Rc::new(RefCell::new(Vec::new())));
+        for first in [false, true] {
+            let (log, other) = (log.clone(), exec.clone());
+            let job = async move {
+                for _ in 0..2 * FIRST_RUN {
+                    log.borrow_mut().push(first);
+                    yield_now().await;
+                }
+            };
+            match first {
+                true => other.spawn_first(job),
+                false => other.spawn(job),
+            }
+        }
+        exec.poll(0, 2 * (FIRST_RUN + 1));
+        let mut expected = vec![true; FIRST_RUN];
+        expected.push(false);
+        expected.extend(expected.clone());
+        assert_eq!(*log.borrow(), expected);
+        exec.poll(0, 100);
+        assert_eq!(log.borrow().len(), 4 * FIRST_RUN);
+        assert_eq!(exec.poll(0, 100), 0);
+    }
 
     #[test]
     fn tasks_run_in_the_order_of_their_waking_and_steps_are_bounded() {

@@ -108,7 +108,9 @@ fn wait<T: 'static>(
 
 impl Engine {
     fn start(media: &Media) -> Engine {
-        let rng = Rc::new(Rng::new(3));
+        // Another for each life: were two nodes' numbers the same, what a bucket held in the last
+        // life would look like more of its new node.
+        let rng = Rc::new(Rng::new(3 + media.cache.writes.get()));
         let (sched, exec) = (Sched::new(0, rng.clone()), Executor::new());
         let cache = SimDisk::new(media.cache.clone(), sched.clone());
         let starting = {

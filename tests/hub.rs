@@ -17,7 +17,7 @@ use spdk_bcache::rpc;
 use spdk_bcache::set::error::SetError;
 use spdk_bcache::sim::check::offline;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
-use spdk_bcache::units::Sector;
+use spdk_bcache::units::{Inode, Sector};
 
 /// The devices of a set that has dirty data: cache and backing.
 fn dirty_pair() -> (Rc<Medium>, Rc<Medium>, Vec<u32>) {
@@ -122,7 +122,7 @@ fn detaching_says_so_on_disk_before_the_cache_is_passed_by() {
 
 #[test]
 fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
-    for turns in (0..4000).step_by(331) {
+    for turns in (0..20_000).step_by(331) {
         let (fast, slow, _) = dirty_pair();
         let machine = Machine::new(&[&fast, &slow]);
         let made = machine.create("fast", "slow", Value::Null);
@@ -150,7 +150,16 @@ fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
             let params = json!({"name": "Vol0", "set": machine.set()["set"]});
             let done = machine.call("bdev_bcache_attach", params);
             done.expect("its old set takes it");
-            assert_eq!(machine.set()["cached_extents"], 0);
+            // Clean keys of an entry that was given up may be left; of this one there are none.
+            let inode = machine.volume()["inode"].as_u64().expect("a number");
+            let mut found = 0;
+            let set = machine.hub.sets().remove(0);
+            let inode = Inode(inode as u32);
+            set.tree.scan(inode, Sector(0), Sector::MAX, &mut |_| {
+                found += 1;
+                true
+            });
+            assert_eq!(found, 0, "turn {turns}");
         } else {
             assert!(!ended, "it was detached, and is not");
             assert_ne!(machine.volume()["set"], Value::Null);

@@ -137,7 +137,12 @@ pub struct Alloc {
     /// Notified when generations near their limit: a sweep of stale keys is due.
     pub sweep_due: Notify,
     sweep_wanted: Cell<bool>,
+    sweep_urgent: Cell<bool>,
     starving: Cell<bool>,
+    /// Whether the last look found fewer buckets to reuse than were wanted.
+    scarce: Cell<bool>,
+    /// Whether write-back makes room.
+    cleaning: Cell<bool>,
     stopping: Cell<bool>,
     running: Cell<bool>,
     invalidated_since_sweep: Cell<u64>,
@@ -194,7 +199,10 @@ impl Alloc {
             reclaimable: Notify::default(),
             sweep_due: Notify::default(),
             sweep_wanted: Cell::new(false),
+            sweep_urgent: Cell::new(false),
             starving: Cell::new(false),
+            scarce: Cell::new(false),
+            cleaning: Cell::new(false),
             stopping: Cell::new(false),
             running: Cell::new(false),
             invalidated_since_sweep: Cell::new(0),
@@ -353,6 +361,27 @@ impl Alloc {
         self.starving.get()
     }
 
+    /// Whether fewer buckets can be reused than are wanted, or none.
+    pub fn is_scarce(&self) -> bool {
+        self.scarce.get()
+    }
+
+    /// Whether write-back makes room just now.
+    pub fn is_cleaning(&self) -> bool {
+        self.cleaning.get()
+    }
+
+    /// Says so; write-back does after each round.
+    pub fn set_cleaning(&self, cleaning: bool) {
+        self.cleaning.set(cleaning);
+    }
+
+    /// Buckets that a cache in which they are scarce keeps for writes that cannot go past it, those over dirty
+    /// data: they would wait until write-back has emptied a bucket.
+    pub fn data_kept(&self) -> usize {
+        (self.gens.len() / 64).min(64)
+    }
+
     /// A btree node or uuid bucket is no longer named by anything durable. `generation` is one that
     /// no pointer to it has.
     pub fn release_meta(&self, bucket: BucketNr, generation: Gen) {
@@ -484,11 +513,23 @@ impl Alloc {
         self.sweep_wanted.get()
     }
 
+    /// Whether buckets, or the btree's writer, wait for nothing else.
+    pub fn sweep_is_urgent(&self) -> bool {
+        self.sweep_urgent.get()
+    }
+
+    fn want_sweep(&self, urgent: bool) {
+        self.sweep_wanted.set(true);
+        self.sweep_urgent.set(urgent || self.sweep_urgent.get());
+        self.sweep_due.notify();
+    }
+
     /// The generations that a sweep starting now may rely on: those of buckets that are not in
     /// the middle of being invalidated. Looks at `SLICE` buckets a step.
     pub async fn sweep_start(&self) -> Vec<Gen> {
         self.invalidated_since_sweep.set(0);
         self.sweep_wanted.set(false);
+        self.sweep_urgent.set(false);
         let mut all = Vec::with_capacity(self.gens.len());
         while all.len() < self.gens.len() {
             {

@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use super::{Alloc, Use};
-use crate::disk::{Disk, IoError, Stopped};
+use crate::disk::{Disk, IoError, Stopped, answers};
 use crate::format::prio::{AT_NEXT, PrioError, PrioSet, parse, per_bucket};
 use crate::journal::Shape;
 use crate::limits::{BTREE_PRIO, INITIAL_PRIO, meta_bucket_bytes};
-use crate::task::{join_all, yield_now};
+use crate::task::yield_now;
 use crate::units::{BucketNr, Gen};
 
 /// Why the priorities could not be read.
@@ -165,7 +165,7 @@ impl Alloc {
             // A bucket of priorities a step. What is freed by this writing was raised before it.
             yield_now().await;
         }
-        for ((_, done), place) in join_all(writes).await.into_iter().zip(places) {
+        for ((_, done), place) in answers(writes).await.into_iter().zip(places) {
             done.map_err(|why| {
                 let name = self.disk.name();
                 self.latch.trip(format!(

@@ -35,7 +35,9 @@ impl Alloc {
             }
             // From before the look at the table: what changes under it must not be missed.
             let changed = self.reclaimable.wait();
-            let chosen = self.choose(self.round()).await;
+            let round = self.round();
+            let chosen = self.choose(round).await;
+            self.scarce.set(chosen.len() < round);
             let chosen = self.invalidate(chosen);
             if chosen.is_empty() {
                 self.starve();
@@ -119,8 +121,7 @@ impl Alloc {
         let free = self.free.borrow().len();
         self.starving.set(true);
         if self.invalidated_since_sweep.get() > 0 {
-            self.sweep_wanted.set(true);
-            self.sweep_due.notify();
+            self.want_sweep(self.asked.get() > 0);
         }
         self.move_due.notify();
         self.freed.notify();
@@ -168,8 +169,7 @@ impl Alloc {
         })
         .await;
         if limited > 0 {
-            self.sweep_wanted.set(true);
-            self.sweep_due.notify();
+            self.want_sweep(true);
         }
         best.into_iter().map(|r| BucketNr(r.0.1)).collect()
     }
@@ -200,8 +200,7 @@ impl Alloc {
         self.invalidated_since_sweep.set(since);
         // Stale keys cost memory and node space: half a device's worth of them is enough.
         if since > self.gens.len() as u64 / 2 {
-            self.sweep_wanted.set(true);
-            self.sweep_due.notify();
+            self.want_sweep(false);
         }
         done
     }

@@ -21,12 +21,12 @@ use std::rc::Rc;
 
 use super::nodes::{Node, NodeId, Span};
 use super::{DELETE_SECTORS_MAX, Pos, Tree, key_of, vouch};
-use crate::disk::{IoError, Stopped};
+use crate::disk::{IoError, Stopped, answers};
 use crate::format::bset::{self, set_blocks};
 use crate::format::key::{Key, MAX_BYTES, Ptr, encoded_bytes};
 use crate::journal::Shape;
 use crate::limits::fresh_node_sectors;
-use crate::task::{either, join_all, yield_now};
+use crate::task::{either, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Leaves that are written with one flush.
@@ -345,15 +345,12 @@ impl Tree {
             self.flush_data(false).await?;
         }
         let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
-        let heads = appends
-            .iter()
-            .map(|a| {
-                let mut buf = self.disk.alloc(head_bytes);
-                buf.copy_from_slice(&a.bytes[..head_bytes]);
-                self.disk.write(a.sector, buf)
-            })
-            .collect();
-        for (_, done) in join_all(heads).await {
+        let heads = appends.iter().map(|a| {
+            let mut buf = self.disk.alloc(head_bytes);
+            buf.copy_from_slice(&a.bytes[..head_bytes]);
+            self.disk.write(a.sector, buf)
+        });
+        for (_, done) in answers(heads).await {
             self.written(done)?;
         }
         for append in appends {
@@ -369,15 +366,13 @@ impl Tree {
     async fn write_tails(&self, appends: &[Append]) -> Result<(), Stopped> {
         let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
         let tails = appends.iter().filter(|a| a.bytes.len() > head_bytes);
-        let tails = tails
-            .map(|a| {
-                let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
-                buf.copy_from_slice(&a.bytes[head_bytes..]);
-                let at = a.sector + u64::from(self.disk.block_sectors());
-                self.disk.write(at, buf)
-            })
-            .collect();
-        for (_, done) in join_all(tails).await {
+        let tails = tails.map(|a| {
+            let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
+            buf.copy_from_slice(&a.bytes[head_bytes..]);
+            let at = a.sector + u64::from(self.disk.block_sectors());
+            self.disk.write(at, buf)
+        });
+        for (_, done) in answers(tails).await {
             self.written(done)?;
         }
         Ok(())
@@ -520,7 +515,7 @@ impl Tree {
             buf.copy_from_slice(&bytes);
             writes.push(self.disk.write(node.ptr.sector(), buf));
         }
-        for (_, done) in join_all(writes).await {
+        for (_, done) in answers(writes).await {
             self.written(done)?;
         }
         Ok(())

@@ -19,20 +19,33 @@ use std::rc::Rc;
 use crate::btree::Tree;
 use crate::disk::{Latch, Stopped};
 use crate::index::Extent;
-use crate::task::yield_now;
+use crate::task::{Executor, either, yield_now};
 use crate::units::{Inode, Sector};
 
 /// Extents looked at in one step.
 const SLICE_EXTENTS: usize = 2048;
 
+/// A sweep that nobody waits for begins after so many times what the last one took, at most
+/// `REST_US_MAX` later: a cache under pressure would look at all its keys all the time.
+const REST_TIMES: u64 = 8;
+const REST_US_MAX: u64 = 1_000_000;
+
 /// Sweeps whenever the allocator wants it. Ends when the latch trips.
-pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>) {
-    while latch.check().is_ok() && !tree.is_stopping() {
-        if tree.alloc.sweep_wanted() {
-            // A failure has tripped the latch.
-            let _ = sweep(&tree).await;
-        } else {
+pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>, exec: Executor) {
+    let is_over = || latch.check().is_err() || tree.is_stopping();
+    while !is_over() {
+        if !tree.alloc.sweep_wanted() {
             tree.alloc.sweep_due.wait().await;
+            continue;
+        }
+        let began_us = exec.now_us();
+        // A failure has tripped the latch.
+        let _ = sweep(&tree).await;
+        let took_us = exec.now_us() - began_us;
+        let rested_us = exec.now_us() + (took_us * REST_TIMES).min(REST_US_MAX);
+        while !is_over() && !tree.alloc.sweep_is_urgent() && exec.now_us() < rested_us {
+            let rest = exec.sleep_us(rested_us - exec.now_us());
+            either(rest, tree.alloc.sweep_due.wait()).await;
         }
     }
 }

@@ -24,10 +24,10 @@ use std::rc::Rc;
 use crate::alloc::Purpose;
 use crate::alloc::thin::Thin;
 use crate::btree::Tree;
-use crate::disk::{Buf, Latch, Stopped};
+use crate::disk::{Buf, Latch, Stopped, answers};
 use crate::index::Extent;
 use crate::stats::Counter;
-use crate::task::{Notify, join_all, yield_now};
+use crate::task::{Executor, Notify, either, yield_now};
 use crate::units::{BucketNr, Gen, Inode, SECTOR_BYTES, Sector};
 
 /// Extents looked at in one step.
@@ -36,6 +36,11 @@ const SLICE_EXTENTS: usize = 2048;
 const BATCH_EXTENTS: usize = 64;
 /// Sectors moved at once: 1 MiB, or one extent.
 const BATCH_SECTORS: u64 = 2048;
+
+/// A pass that is not the last resort of a cache that starves begins after so many times what the last one took, at
+/// most `REST_US_MAX` later: it looks at all keys, and a fast device asks for one all the time.
+const REST_TIMES: u64 = 8;
+const REST_US_MAX: u64 = 1_000_000;
 
 /// A bucket that is being filled.
 #[derive(Clone, Copy)]
@@ -57,6 +62,7 @@ struct Copy {
 pub struct Mover {
     tree: Rc<Tree>,
     latch: Rc<Latch>,
+    exec: Executor,
     /// Whether it works at all; the kernel's `copy_gc_enabled`.
     enabled: Cell<bool>,
     stopping: Cell<bool>,
@@ -70,10 +76,11 @@ pub struct Mover {
 
 impl Mover {
     /// The moving gc of a set's map.
-    pub fn new(tree: Rc<Tree>, latch: Rc<Latch>) -> Rc<Mover> {
+    pub fn new(tree: Rc<Tree>, latch: Rc<Latch>, exec: Executor) -> Rc<Mover> {
         Rc::new(Mover {
             tree,
             latch,
+            exec,
             enabled: Cell::new(true),
             stopping: Cell::new(false),
             running: Cell::new(false),
@@ -89,8 +96,11 @@ impl Mover {
         while !self.is_over() {
             let due = self.tree.alloc.move_due.wait();
             if self.enabled.get() && self.tree.alloc.move_wanted() {
+                let began_us = self.exec.now_us();
                 // A failure has tripped the latch.
                 let moved = self.pass().await;
+                let took_us = self.exec.now_us() - began_us;
+                self.rest((took_us * REST_TIMES).min(REST_US_MAX)).await;
                 if moved.is_ok_and(|sectors| sectors > 0) {
                     continue;
                 }
@@ -101,6 +111,24 @@ impl Mover {
         }
         self.running.set(false);
         self.ended.notify();
+    }
+
+    /// Whether nothing but moving makes room.
+    fn is_last_resort(&self) -> bool {
+        self.tree.alloc.is_starving() && !self.tree.alloc.is_cleaning()
+    }
+
+    /// Leaves the maps alone for a while, unless nobody else makes room meanwhile.
+    async fn rest(&self, us: u64) {
+        let until_us = self.exec.now_us() + us;
+        while !self.is_over()
+            && self.enabled.get()
+            && !self.is_last_resort()
+            && self.exec.now_us() < until_us
+        {
+            let rest = self.exec.sleep_us(until_us - self.exec.now_us());
+            either(rest, self.tree.alloc.move_due.wait()).await;
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -243,7 +271,7 @@ impl Mover {
             let bytes = copy.from.sectors as usize * SECTOR_BYTES;
             disk.read(copy.from.at, disk.alloc(bytes))
         });
-        let read: Vec<(Buf, _)> = join_all(reads.collect()).await;
+        let read: Vec<(Buf, _)> = answers(reads).await;
         // What failed or was overwritten under the read stays where it is.
         let good = copies
             .into_iter()
@@ -254,7 +282,7 @@ impl Mover {
         let (copies, bufs): (Vec<Copy>, Vec<Buf>) = good.unzip();
         let writes = copies.iter().zip(bufs);
         let writes = writes.map(|(copy, buf)| disk.write(copy.at, buf));
-        let written = join_all(writes.collect()).await;
+        let written = answers(writes).await;
         for (copy, (_, done)) in copies.iter().zip(written) {
             if done.is_err() {
                 log::warn!("data were not moved to sector {}", copy.at);

@@ -12,11 +12,10 @@ use std::rc::Rc;
 
 use super::Shape;
 use super::ring::{Ring, Slot};
-use crate::disk::{Disk, IoError};
+use crate::disk::{Disk, IoError, answers};
 use crate::format::jset::{HEADER_BYTES, Jset, JsetError, parse};
 use crate::format::key::Key;
 use crate::limits::MAX_JSET_BYTES;
-use crate::task::join_all;
 use crate::units::{BucketNr, JournalSeq, SECTOR_BYTES};
 
 /// Bytes of a journal bucket that are read at once, so that large buckets take no more memory.
@@ -111,11 +110,32 @@ impl Found {
     }
 }
 
+/// How often the journal is read when an entry appears between two reads of it: a write that failed,
+/// and that nobody relied on, may land late.
+const READS_MAX: usize = 3;
+
 /// Reads the journal in `buckets` (the superblock's list).
 ///
 /// # Errors
 /// See [`ReplayError`].
 pub async fn read(
+    disk: &Rc<dyn Disk>,
+    shape: &Shape,
+    buckets: &[BucketNr],
+) -> Result<Replay, ReplayError> {
+    let mut reads = 1;
+    loop {
+        match read_once(disk, shape, buckets).await {
+            // What is the newest itself is not missing: it was not there a moment ago.
+            Err(ReplayError::Gap {
+                missing, newest, ..
+            }) if missing == newest && reads < READS_MAX => reads += 1,
+            done => return done,
+        }
+    }
+}
+
+async fn read_once(
     disk: &Rc<dyn Disk>,
     shape: &Shape,
     buckets: &[BucketNr],
@@ -230,9 +250,8 @@ async fn read_heads(
     for some in buckets.chunks(32) {
         let reads = some
             .iter()
-            .map(|&b| disk.read(shape.sector_of(b), disk.alloc(bytes)))
-            .collect();
-        for ((buf, done), &bucket) in join_all(reads).await.into_iter().zip(some) {
+            .map(|&b| disk.read(shape.sector_of(b), disk.alloc(bytes)));
+        for ((buf, done), &bucket) in answers(reads).await.into_iter().zip(some) {
             done.map_err(|e| ReplayError::Io(bucket, e))?;
             let entry = parse(&buf, shape.set_magic, shape.geometry.block_sectors);
             heads.push(entry.ok().map(|(entry, _)| entry.seq));

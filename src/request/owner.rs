@@ -318,7 +318,7 @@ impl Owner {
     pub fn publish(&self) {
         let alloc = &self.tree.alloc;
         let full = alloc.dirty_sectors() * 100 > alloc.data_sectors() * DIRTY_PERCENT_MAX;
-        let stuck = alloc.is_starving() && alloc.data_ready() == 0;
+        let stuck = alloc.is_scarce() && alloc.data_ready() <= alloc.data_kept();
         self.set
             .writeback_ok
             .store(!full && !stuck, Ordering::Relaxed);
@@ -464,7 +464,7 @@ impl Owner {
     pub fn spawn(self: &Rc<Self>, job: impl std::future::Future<Output = ()> + 'static) {
         let owner = self.clone();
         self.tasks.set(self.tasks.get() + 1);
-        self.exec.spawn(async move {
+        self.exec.spawn_first(async move {
             job.await;
             owner.tasks.set(owner.tasks.get() - 1);
             owner.released.notify();

@@ -366,7 +366,7 @@ impl CacheSet {
             engine.latch.clone(),
         );
         let writeback = Writeback::new(owner.clone(), engine.exec.clone(), engine.latch.clone());
-        let mover = Mover::new(tree.clone(), engine.latch.clone());
+        let mover = Mover::new(tree.clone(), engine.latch.clone(), engine.exec.clone());
         let barrier_owner = Rc::downgrade(&owner);
         tree.set_barrier(Box::new(move || {
             let volumes = barrier_owner
@@ -409,7 +409,7 @@ impl CacheSet {
     }
 
     fn exec_spawn_journal(&self) {
-        self.exec().spawn(self.journal.clone().run());
+        self.exec().spawn_first(self.journal.clone().run());
     }
 
     fn spawn_tasks(&self) {
@@ -418,7 +418,7 @@ impl CacheSet {
         exec.spawn(self.tree.clone().run());
         exec.spawn(self.writeback.clone().run());
         exec.spawn(self.mover.clone().run());
-        exec.spawn(gc::run(self.tree.clone(), self.latch.clone()));
+        exec.spawn(gc::run(self.tree.clone(), self.latch.clone(), exec.clone()));
     }
 
     fn spawn_all(&self) {

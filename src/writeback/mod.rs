@@ -25,11 +25,11 @@ use std::rc::Rc;
 use rest::Resting;
 
 use crate::canary::{self, Bug};
-use crate::disk::{Disk, IoError, Latch, Stopped};
+use crate::disk::{Disk, IoError, Latch, Stopped, answers};
 use crate::index::Extent;
 use crate::request::owner::{Owner, Volume};
 use crate::stats::Counter;
-use crate::task::{Executor, Notify, either, join_all, yield_now};
+use crate::task::{Executor, Notify, either, yield_now};
 use crate::units::{SECTOR_BYTES, Sector};
 
 /// Sectors moved in one round: 4 MiB.
@@ -40,6 +40,8 @@ const RUN_SECTORS: u64 = 2048;
 const SCAN_EXTENTS: usize = 4096;
 /// Extents moved in one round.
 const ROUND_EXTENTS: usize = 256;
+/// Extents that become clean in one step.
+const CLEANED_A_STEP: usize = 64;
 /// How long a volume must be without changes to count as idle.
 const IDLE_US: u64 = 2_000_000;
 /// How often it looks whether there is something to do.
@@ -137,6 +139,7 @@ impl Writeback {
                 }
             }
             self.moved.notify();
+            self.owner.tree.alloc.set_cleaning(worked);
             self.owner.tree.reclaim();
             if worked {
                 yield_now().await;
@@ -144,6 +147,7 @@ impl Writeback {
                 self.rest().await;
             }
         }
+        self.owner.tree.alloc.set_cleaning(false);
         // Who waits for write-back waits no longer.
         for volume in self.owner.volumes() {
             self.owner.stay(&volume);
@@ -353,7 +357,10 @@ impl Writeback {
                 false => disk.flush().await,
             };
             if flushed.is_ok() {
-                for extent in written {
+                for (nth, extent) in written.into_iter().enumerate() {
+                    if nth > 0 && nth % CLEANED_A_STEP == 0 {
+                        yield_now().await;
+                    }
                     if self.clean(volume, &extent).await.is_err() {
                         break;
                     }
@@ -394,7 +401,7 @@ impl Writeback {
             cache.read(e.at, buf)
         });
         let (mut good, mut data, mut result) = (Vec::new(), Vec::new(), Ok(()));
-        for (extent, (buf, done)) in extents.iter().zip(join_all(reads.collect()).await) {
+        for (extent, (buf, done)) in extents.iter().zip(answers(reads).await) {
             match done {
                 // Its bucket was reused meanwhile: it was overwritten.
                 _ if !self.owner.tree.is_fresh(extent) => {}
@@ -406,21 +413,26 @@ impl Writeback {
             }
         }
         let (runs, mut data) = (join_runs(good), data.into_iter());
-        let mut writes = Vec::new();
-        for run in &runs {
-            let mut whole = backing.alloc((run.end - run.start) as usize * SECTOR_BYTES);
-            for (extent, part) in run.extents.iter().zip(data.by_ref()) {
-                let at = (extent.start - run.start) as usize * SECTOR_BYTES;
-                whole[at..at + part.len()].copy_from_slice(&part);
-            }
-            writes.push(backing.write(run.start, whole));
-        }
+        let writes = runs.iter().filter_map(|run| {
+            let mut parts = run.extents.iter().zip(data.by_ref());
+            let whole = if let [_] = run.extents[..] {
+                parts.next().map(|(_, part)| part)
+            } else {
+                let mut whole = backing.alloc((run.end - run.start) as usize * SECTOR_BYTES);
+                for (extent, part) in parts {
+                    let at = (extent.start - run.start) as usize * SECTOR_BYTES;
+                    whole[at..at + part.len()].copy_from_slice(&part);
+                }
+                Some(whole)
+            };
+            whole.map(|whole| backing.write(run.start, whole))
+        });
         // The ranges are held until the last write has landed, whatever failed.
         let mut written = Vec::new();
-        for (run, (_, done)) in runs.into_iter().zip(join_all(writes).await) {
+        for (run, (_, done)) in runs.iter().zip(answers(writes).await) {
             if done.is_ok() {
                 self.done_sectors.add(run.end - run.start);
-                written.extend(run.extents);
+                written.extend(&run.extents);
             }
             result = result.and(done);
         }

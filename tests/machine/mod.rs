@@ -311,7 +311,11 @@ pub struct Machine {
 impl Machine {
     /// A machine with these devices.
     pub fn new(media: &[&Rc<Medium>]) -> Machine {
-        let rng = Rc::new(Rng::new(7));
+        // Another for each life: were two nodes' numbers the same, what a bucket held in the last
+        // life would look like more of its new node.
+        let rng = Rc::new(Rng::new(
+            7 + media.iter().map(|m| m.writes.get()).sum::<u64>(),
+        ));
         let exec = Executor::new();
         let sched = Sched::new(0, rng.clone());
         let host = Rc::new(TestHost {
