@@ -156,6 +156,29 @@ def test_a_backing_device_that_was_given_up_serves_again_when_it_is_told_to(star
     disk.target.stop()
 
 
+def test_a_write_that_finds_no_space_fails_and_later_ones_do_not(start, folder):
+    """Dirty data that cannot be written back leave a volume without a backing device no room."""
+    disk = Faulty(folder, start(), mode="writeback")
+    disk.target.call("bdev_bcache_set_options", name="Vol0", io_error_limit=1 << 20, writeback_running=False)
+    disk.data.write(count=960, flush=96, align=64, min=64, max=64, depth=8)
+    inject(disk.target, disk.backing, "write")
+    disk.target.call("bdev_bcache_create_flash_volume", set=disk.uuid, name="Flash0", size_mb=32, limit=60)
+    flash = export.Iscsi("Flash0")
+    second = pattern.Pattern(folder, flash.start(disk.target, tag=2), name="second")
+    filling = dict(count=2000, flush=100, align=64, min=64, max=64, depth=8)
+    with pytest.raises(tools.CommandFailed, match="sense key"):
+        second.write(**filling)
+    assert disk.set()["state"] == "running"
+    # what was acknowledged is there, and with room again writing goes on
+    second.verify()
+    inject(disk.target, disk.backing, "clear")
+    volume.write_back(disk.target, "Vol0")
+    second.write(**filling)
+    second.verify()
+    disk.data.verify()
+    disk.target.stop()
+
+
 @pytest.mark.parametrize("gone", ["cache", "backing"])
 def test_a_device_may_be_taken_away_under_io(start, folder, gone):
     target = start()
