@@ -4,6 +4,12 @@ use std::ops::{Add, Sub};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// A value on a pair of cache lines of its own (processors fetch lines in pairs): for what some
+/// reactors write while others read what would lie beside it.
+#[derive(Default)]
+#[repr(align(128))]
+pub struct Apart<T>(pub T);
+
 /// A counter with one writer.
 #[derive(Default)]
 pub struct Counter(AtomicU64);
@@ -26,6 +32,7 @@ macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// The counters of one front.
         #[derive(Default)]
+        #[repr(align(128))]
         pub struct FrontStats { $($(#[$doc])* pub $name: Counter,)* }
 
         /// The values of the counters at one time.

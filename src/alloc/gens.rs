@@ -17,6 +17,7 @@ use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
+use crate::stats::Apart;
 use crate::units::{BucketNr, Gen};
 
 /// Generations and times of use of all buckets.
@@ -25,7 +26,7 @@ pub struct Gens {
     used_at: Box<[AtomicU16]>,
     clock: AtomicU16,
     /// Sectors of I/O since the clock last moved.
-    traffic_sectors: AtomicU64,
+    traffic_sectors: Apart<AtomicU64>,
     bucket_shift: u32,
 }
 
@@ -36,7 +37,7 @@ impl Gens {
             generations: (0..nbuckets).map(|_| AtomicU8::new(0)).collect(),
             used_at: (0..nbuckets).map(|_| AtomicU16::new(0)).collect(),
             clock: AtomicU16::new(0),
-            traffic_sectors: AtomicU64::new(0),
+            traffic_sectors: Apart(AtomicU64::new(0)),
             bucket_shift: bucket_sectors.trailing_zeros(),
         }
     }
@@ -103,9 +104,10 @@ impl Gens {
     /// kernel do. Called by the owner in coarse steps.
     pub fn tick(&self, sectors: u64) {
         let step = ((self.len() as u64) << self.bucket_shift) / 1024;
-        let sum = self.traffic_sectors.fetch_add(sectors, Ordering::Relaxed) + sectors;
+        let traffic = &self.traffic_sectors.0;
+        let sum = traffic.fetch_add(sectors, Ordering::Relaxed) + sectors;
         if sum >= step.max(1) {
-            self.traffic_sectors.store(0, Ordering::Relaxed);
+            traffic.store(0, Ordering::Relaxed);
             self.clock.fetch_add(1, Ordering::Relaxed);
         }
     }

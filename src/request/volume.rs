@@ -8,7 +8,7 @@ use super::trouble::BackingHealth;
 use crate::alloc::gens::Gens;
 use crate::format::superblock::CacheMode;
 use crate::index::{Domain, Index};
-use crate::stats::{FrontStats, Totals};
+use crate::stats::{Apart, FrontStats, Totals};
 use crate::units::{Sector, Uuid};
 
 /// What all reactors share of a cache set.
@@ -28,7 +28,7 @@ pub struct SetShared {
     /// Set when the set has stopped for good.
     pub stopped: AtomicBool,
     /// Host reads and writes of volumes of the set so far, counted in coarse steps.
-    ios: AtomicU64,
+    ios: Apart<AtomicU64>,
     front_ids: Mutex<(Vec<u32>, u32)>,
 }
 
@@ -43,19 +43,19 @@ impl SetShared {
             writeback_ok: AtomicBool::new(true),
             fill_ok: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
-            ios: AtomicU64::new(0),
+            ios: Apart(AtomicU64::new(0)),
             front_ids: Mutex::new((Vec::new(), 0)),
         }
     }
 
     /// Host reads and writes so far.
     pub fn ios(&self) -> u64 {
-        self.ios.load(Ordering::Relaxed)
+        self.ios.0.load(Ordering::Relaxed)
     }
 
     /// Counts host reads and writes.
     pub fn count_ios(&self, n: u64) {
-        self.ios.fetch_add(n, Ordering::Relaxed);
+        self.ios.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// A number for a new front.
