@@ -6,6 +6,8 @@
 
 use crc64fast::Digest;
 
+const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
+
 /// The state from which a plain checksum starts.
 pub const START: u64 = !0;
 
@@ -22,6 +24,30 @@ pub fn crc64(data: &[u8]) -> u64 {
     let mut digest = Digest::new();
     feed(&mut digest, data);
     digest.sum64().reverse_bits()
+}
+
+/// The CRC-64/WE of `data` with so many zeros behind it, which take no time of their own.
+pub fn crc64_padded(data: &[u8], zeros: usize) -> u64 {
+    // A zero byte multiplies the register, as a polynomial, by x^8.
+    let (mut register, mut factor, mut left) = (!crc64(data), 1 << 8, zeros);
+    while left > 0 {
+        if left & 1 == 1 {
+            register = multiply(register, factor);
+        }
+        factor = multiply(factor, factor);
+        left >>= 1;
+    }
+    !register
+}
+
+/// The product of two polynomials, modulo that of the checksum; the highest power first.
+fn multiply(a: u64, b: u64) -> u64 {
+    let mut product = 0;
+    for bit in (0..64).rev() {
+        product = (product << 1) ^ (POLYNOMIAL * (product >> 63));
+        product ^= b * (a >> bit & 1);
+    }
+    product
 }
 
 /// The CRC-64 of `data` with `start` in place of all ones; still inverted at the end.
@@ -58,7 +84,6 @@ fn reverse_byte(b: u8) -> u8 {
 
 /// The definition, a bit at a time; for inputs of less than eight bytes.
 fn bitwise(start: u64, data: &[u8]) -> u64 {
-    const POLYNOMIAL: u64 = 0x42F0_E1EB_A9EA_3693;
     let mut register = start;
     for byte in data {
         register ^= u64::from(*byte) << 56;
@@ -110,6 +135,16 @@ mod tests {
             prop_assert_eq!(crc64(&data), bitwise(START, &data));
             prop_assert_eq!(crc64_from(START, &data), crc64(&data));
             prop_assert_eq!(crc64_from(start, &data), bitwise(start, &data));
+        }
+
+        #[test]
+        fn zeros_behind_count_as_if_they_were_there(
+            mut data in proptest::collection::vec(any::<u8>(), 0..600),
+            zeros in 0usize..70_000,
+        ) {
+            let padded = crc64_padded(&data, zeros);
+            data.resize(data.len() + zeros, 0);
+            prop_assert_eq!(padded, crc64(&data));
         }
     }
 }

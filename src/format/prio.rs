@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::format::crc::crc64;
+use crate::format::crc::{crc64, crc64_padded};
 use crate::format::{put, u16_at, u32_at, u64_at};
 use crate::units::Gen;
 
@@ -134,7 +134,8 @@ impl PrioSet {
             place[..2].copy_from_slice(&prio.to_le_bytes());
             place[2] = generation.0;
         }
-        let sum = crc64(&out[8..]);
+        let used = HEADER_BYTES + self.entries.len() * ENTRY_BYTES;
+        let sum = crc64_padded(&out[8..used], out.len() - used);
         put(out, 0, &sum.to_le_bytes());
     }
 }
