@@ -4,7 +4,7 @@
 //! chosen buckets, write the priorities, and only then put them on the free list. A crash at any
 //! point leaves either the old generations with all old data, or the new ones.
 //!
-//! Bounds: a slice looks at [`SLICE`] buckets; a round takes at most a 64th of the device.
+//! Bounds: a slice looks at [`SLICE`] buckets; a round takes at most 16384.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,6 +18,10 @@ use crate::units::BucketNr;
 
 /// Buckets looked at in one step of the poller: about 10 µs.
 pub(super) const SLICE: usize = 2048;
+
+/// Buckets of a round at least, if they are no more than a 16th of the device: a round writes the
+/// priorities, which take a whole bucket however few they are.
+const FEW: usize = 256;
 
 impl Alloc {
     /// The task that keeps the free list filled. Ends when the latch trips or on `stop`.
@@ -114,7 +118,8 @@ impl Alloc {
 
     fn round(&self) -> usize {
         let missing = self.low_water() - self.free.borrow().len();
-        missing.max(self.gens.len() / 64).clamp(4, 16384)
+        let n = self.gens.len();
+        missing.max(n / 64).max((n / 16).min(FEW)).clamp(4, 16384)
     }
 
     fn starve(&self) {
