@@ -121,6 +121,8 @@ enum Step {
     Remove(u64, u64),
     Lookup(u64),
     Scan(u64, u64),
+    /// Takes out all extents of a generation like this one, modulo 4.
+    Sift(u8),
     Reclaim,
 }
 
@@ -173,6 +175,27 @@ impl Pair {
                 });
                 assert_eq!(pieces, self.model.scan(start, end));
             }
+            Step::Sift(like) => {
+                let goes = |extent: &Extent| extent.generation.0 % 4 == like % 4;
+                let mut at = Some(Sector(0));
+                while let Some(from) = at {
+                    at = self.writer.sift(from, &mut |extent| {
+                        if pieces
+                            .last()
+                            .is_none_or(|last: &Extent| last.start < extent.start)
+                        {
+                            pieces.push(*extent);
+                        }
+                        goes(extent)
+                    });
+                    assert!(at.is_none_or(|at| at > from));
+                }
+                assert!(
+                    pieces.iter().eq(self.model.by_start.values()),
+                    "who was asked about"
+                );
+                self.model.by_start.retain(|_, extent| !goes(extent));
+            }
             Step::Reclaim => {
                 self.reader.quiesce();
                 self.writer.reclaim();
@@ -205,6 +228,7 @@ fn steps(space: u64, longest: u32, count: usize) -> impl Strategy<Value = Vec<St
             15 => Step::Remove(start, start + 30 * u64::from(sectors)),
             16 => Step::Scan(start, start + 10 * u64::from(sectors)),
             17 => Step::Reclaim,
+            18 => Step::Sift(version as u8),
             _ => Step::Lookup(start),
         },
     );

@@ -137,6 +137,49 @@ impl Writer {
         }
     }
 
+    /// Takes what `goes` says out of the leaf in whose range `from` is: one copy of it, however many
+    /// those are. Asks about every extent of the leaf, in order, before the change is made; about some
+    /// of them again in the next call, when what is left joins the next leaf. Returns where that
+    /// begins, `None` behind the last one.
+    pub fn sift(&mut self, from: Sector, goes: &mut dyn FnMut(&Extent) -> bool) -> Option<Sector> {
+        if from.0 >= PAD {
+            return None;
+        }
+        self.tidy(BATCH_PAGES, STEP_SLOTS, STEP_PAGES);
+        let path = self.path(from.0);
+        let next = (path.upper < PAD).then_some(Sector(path.upper));
+        let old = path.steps[0].0;
+        // SAFETY: we are the writer, and the leaf is retired only at the end of this function.
+        let leaf = unsafe { old.leaf() };
+        leaf.prefetch_rest();
+        let (mut kept, mut gone) = ([EMPTY; FAN], [EMPTY; FAN]);
+        let (mut kept_len, mut gone_len) = (0, 0);
+        for extent in leaf.extents(0) {
+            let (list, len) = match goes(&extent) {
+                true => (&mut gone, &mut gone_len),
+                false => (&mut kept, &mut kept_len),
+            };
+            list[*len] = extent;
+            *len += 1;
+        }
+        if gone_len == 0 {
+            return next;
+        }
+        if kept_len <= THIN && path.top > 0 {
+            for extent in &gone[..gone_len] {
+                self.remove(extent.start, extent.end(), &mut |_| ());
+            }
+            return next;
+        }
+        let page = self.page();
+        // SAFETY: the page is ours alone, initialised, and large enough for a leaf.
+        unsafe { (*page.cast::<Leaf>()).fill(&kept[..kept_len]) };
+        self.replace(&path, 0, Node::new(page, 0));
+        self.retire(old);
+        self.recount(gone_len as u64, 0);
+        next
+    }
+
     /// What there is at a position.
     pub fn lookup(&self, at: Sector) -> Lookup {
         // SAFETY: we are the writer: pages are only retired and used again in calls with `&mut
