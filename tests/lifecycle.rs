@@ -552,3 +552,24 @@ fn the_uuid_table_says_when_a_volume_was_brought_up_last() {
     assert_eq!(entry(&machine).last_reg, now.last_reg, "it is durable");
     machine.die();
 }
+
+#[test]
+fn what_was_filled_half_a_minute_ago_outlives_a_power_cut() {
+    let (fast, slow, machine) = running();
+    let hits = |machine: &Machine| {
+        let stats = machine.must("bdev_bcache_get_stats", json!({"name": "Vol0"}));
+        stats["total"]["cache_hits"].as_u64().expect("a count")
+    };
+    // More and more, so that there is always a leaf with something young.
+    for second in 0..40 {
+        assert!(machine.holds("Vol0", second * 64, 8, 0));
+        machine.pass(1_000_000);
+    }
+    assert_eq!(hits(&machine), 0);
+    let machine = reboot(machine, &[&fast, &slow], &[&fast, &slow]);
+    for second in 0..5 {
+        assert!(machine.holds("Vol0", second * 64, 8, 0));
+        assert_eq!(hits(&machine), second + 1);
+    }
+    machine.die();
+}

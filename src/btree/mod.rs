@@ -56,6 +56,9 @@ const PENDING_SPANS: usize = 2048;
 /// The longest range that one deletion key covers: the largest power of two that a key's size holds.
 const DELETE_SECTORS_MAX: u64 = 32768;
 
+/// Seconds after which a leaf is written because of what stands in no journal entry.
+const UNLOGGED_S: u32 = 30;
+
 /// Extents that one step of a deletion looks at.
 const DELETE_EXTENTS: usize = 1024;
 
@@ -355,11 +358,35 @@ impl Tree {
         });
     }
 
-    /// Removes a stale extent without a word in the journal (see [`crate::gc`]).
-    pub(crate) fn forget_stale(&self, inode: Inode, extent: &Extent) {
-        debug_assert!(!self.is_fresh(extent));
-        self.remove_counted(inode, extent.start, extent.end());
-        self.mark(inode, extent.start, extent.end(), None);
+    /// Removes stale extents behind `from`, without a word in the journal (see [`crate::gc`]); looks
+    /// at `most` of them, or a leaf's more. Returns where to go on, `None` at the end.
+    pub(crate) fn forget_stale(&self, inode: Inode, from: Sector, most: usize) -> Option<Sector> {
+        let (mut looked, mut at) = (0, Some(from));
+        // Neighbours are one run, with what nothing is in between them: one deletion on disk.
+        let mut runs: Vec<(Sector, Sector)> = Vec::new();
+        let mut beside = false;
+        self.with_space(inode, |space| {
+            while let Some(from) = at.filter(|_| looked < most) {
+                at = space.writer.sift(from, &mut |e| {
+                    looked += 1;
+                    // No longer counted anywhere: nothing is to be counted out.
+                    let goes = !self.is_fresh(e) && !self.alloc.is_invalid_in_memory_only(e);
+                    match runs.last_mut() {
+                        Some(run) if goes && beside && e.end() - run.0 <= DELETE_SECTORS_MAX => {
+                            run.1 = e.end();
+                        }
+                        _ if goes => runs.push((e.start, e.end())),
+                        _ => {}
+                    }
+                    beside = goes;
+                    goes
+                });
+            }
+        });
+        for (start, end) in runs {
+            self.mark(inode, start, end, None);
+        }
+        at
     }
 
     /// What of an extent is still in the map as it says, dirty or clean.
@@ -439,16 +466,24 @@ impl Tree {
                     end: stop,
                 },
             );
-            if let Some(seq) = seq {
-                if nodes.pin(leaf.id, seq) {
-                    self.journal.pin(seq);
-                }
+            match seq {
+                None => nodes.note_unlogged(leaf.id),
+                Some(seq) if nodes.pin(leaf.id, seq) => self.journal.pin(seq),
+                Some(_) => {}
             }
             if full {
                 self.work.notify();
             }
             self.alloc.set_node_debt(nodes.debt());
             at = stop;
+        }
+    }
+
+    /// To be called once a second: has what no entry has written before long, as the kernel does, so
+    /// that a crash forgets the fills of the last half minute and no more.
+    pub fn age(&self) {
+        if self.nodes.borrow_mut().age(UNLOGGED_S) {
+            self.work.notify();
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Node {
     /// Of a leaf: keys that stand in its runs, those that mean nothing any more included.
     pub written_keys: u32,
     queued: bool,
+    /// Of a leaf with something pending that no entry has: the tick since when.
+    unlogged: Option<u32>,
     /// Nodes that its next writing takes, when it is due and does not fit behind its last run.
     debt: u32,
     /// It is to be written anew even if what is pending would fit behind its last run.
@@ -71,9 +73,15 @@ impl Node {
             pin: None,
             written_keys: 0,
             queued: false,
+            unlogged: None,
             debt: 0,
             stale: false,
         }
+    }
+
+    /// Of a leaf: whether it has something pending that no entry has.
+    pub fn unlogged(&self) -> bool {
+        self.unlogged.is_some()
     }
 
     /// The key under which the parent has it.
@@ -143,6 +151,10 @@ pub struct Nodes {
     pub leaves: Leaves,
     by_pin: BTreeSet<(JournalSeq, NodeId)>,
     full: VecDeque<NodeId>,
+    /// Leaves by the tick since which they have something pending that no entry has, oldest first;
+    /// those that were written since stand in it still.
+    aging: VecDeque<(u32, NodeId)>,
+    tick: u32,
     demand: BTreeSet<NodeId>,
     demand_inner: BTreeSet<NodeId>,
     /// Of all leaves.
@@ -154,6 +166,9 @@ pub struct Nodes {
 /// Jobs that wait for the writer at most: gc asks for no more before these are done.
 pub const JOBS_MAX: usize = 32;
 
+/// Leaves that one tick asks for at most.
+const AGED_MAX: usize = 8192;
+
 impl Nodes {
     /// No nodes.
     pub fn new(room: Room) -> Nodes {
@@ -164,6 +179,8 @@ impl Nodes {
             leaves: Leaves::new(),
             by_pin: BTreeSet::new(),
             full: VecDeque::new(),
+            aging: VecDeque::new(),
+            tick: 0,
             demand: BTreeSet::new(),
             demand_inner: BTreeSet::new(),
             debt: 0,
@@ -282,10 +299,43 @@ impl Nodes {
         true
     }
 
+    /// Remembers that the leaf has something pending that no entry has.
+    pub fn note_unlogged(&mut self, id: NodeId) {
+        let tick = self.tick;
+        let node = self.get_mut(id);
+        if node.unlogged.is_none() {
+            node.unlogged = Some(tick);
+            self.aging.push_back((tick, id));
+        }
+    }
+
+    /// Counts a tick, and asks for the leaves that so many ticks ago had something pending that no
+    /// entry has, at most [`AGED_MAX`] of them. Returns whether there was any.
+    pub fn age(&mut self, ticks: u32) -> bool {
+        self.tick += 1;
+        let (mut left, mut any) = (AGED_MAX, false);
+        while let Some(&(since, id)) = self.aging.front() {
+            if since + ticks > self.tick || left == 0 {
+                break;
+            }
+            self.aging.pop_front();
+            left -= 1;
+            if self
+                .find(id)
+                .is_some_and(|node| node.unlogged == Some(since))
+            {
+                self.demand.insert(id);
+                any = true;
+            }
+        }
+        any
+    }
+
     /// Takes what is pending, and the pin that goes with it.
     pub fn take_pending(&mut self, id: NodeId) -> (Vec<Span>, Option<JournalSeq>) {
         let node = self.get_mut(id);
         node.queued = false;
+        node.unlogged = None;
         let debt = std::mem::take(&mut node.debt);
         let taken = (std::mem::take(&mut node.pending), node.pin.take());
         self.debt -= debt;

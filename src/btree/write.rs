@@ -674,6 +674,7 @@ impl Tree {
         let mut left: Vec<(Vec<Span>, Option<JournalSeq>)> = Vec::new();
         {
             let mut nodes = self.nodes.borrow_mut();
+            let unlogged = old.iter().any(|&id| nodes.get(id).unlogged());
             for &id in old {
                 left.push(nodes.take_pending(id));
                 let end = nodes.get(id).end;
@@ -683,6 +684,9 @@ impl Tree {
             }
             for &leaf in new {
                 nodes.add_leaf(leaf);
+                if unlogged {
+                    nodes.note_unlogged(leaf);
+                }
             }
         }
         for (spans, pin) in left {

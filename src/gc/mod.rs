@@ -18,7 +18,6 @@ use std::rc::Rc;
 
 use crate::btree::Tree;
 use crate::disk::{Latch, Stopped};
-use crate::index::Extent;
 use crate::task::{Executor, either, yield_now};
 use crate::units::{Inode, Sector};
 
@@ -57,28 +56,9 @@ pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>, exec: Executor) {
 pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
     let oldest = tree.alloc.sweep_start().await;
     for inode in tree.inodes() {
-        let mut at = Sector(0);
-        loop {
-            let (mut stale, mut looked): (Vec<Extent>, usize) = (Vec::new(), 0);
-            let mut next = None;
-            tree.scan(inode, at, Sector::MAX, &mut |e| {
-                if looked == SLICE_EXTENTS {
-                    next = Some(e.start);
-                    return false;
-                }
-                looked += 1;
-                if !tree.is_fresh(&e) && !tree.alloc.is_invalid_in_memory_only(&e) {
-                    stale.push(e);
-                }
-                true
-            });
-            for extent in &stale {
-                tree.forget_stale(inode, extent);
-            }
-            match next {
-                Some(next) => at = next,
-                None => break,
-            }
+        let mut at = Some(Sector(0));
+        while let Some(from) = at {
+            at = tree.forget_stale(inode, from, SLICE_EXTENTS);
             yield_now().await;
         }
     }

@@ -56,6 +56,7 @@ mod writer;
 
 pub use bulk::Bulk;
 pub use domain::{Domain, Reader};
+pub use page::prefetch;
 pub use writer::Writer;
 
 use page::{Leaf, Node, PAD, Page};

@@ -75,9 +75,9 @@ fn rank(keys: &[u64; FAN], at: u64) -> usize {
     groups * GROUP + rest.iter().map(|&key| below(key)).sum::<usize>()
 }
 
-/// Asks for the cache line of a value.
+/// Asks for the cache line of a value, of which something will be read soon.
 #[inline(always)]
-fn prefetch<T>(value: &T) {
+pub fn prefetch<T>(value: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetching has no effect but on caches, and the instruction is in every x86-64.
     unsafe {

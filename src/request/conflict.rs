@@ -1,43 +1,47 @@
 //! Who may not overlap whom: ranges written through, and what a fill must not have missed.
 
+use crate::index::prefetch;
 use crate::units::Sector;
 
-/// A through write in flight.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    volume: u32,
-    start: Sector,
-    end: Sector,
-}
-
-/// The ranges that through writes hold. Bounded by the host I/Os in flight.
+/// Ranges of a volume that somebody holds: through writes, or write-back. None overlaps another.
 #[derive(Default)]
-pub struct Throughs(Vec<Held>);
+pub struct Ranges(Vec<(Sector, Sector)>);
 
-impl Throughs {
-    /// Whether a range is touched by a through write.
+impl Ranges {
+    /// The place of the first range that ends behind `start`.
     #[inline]
-    pub fn overlaps(&self, volume: u32, start: Sector, end: Sector) -> bool {
-        let mut held = self.0.iter();
-        held.any(|h| h.volume == volume && h.start < end && start < h.end)
+    fn place(&self, start: Sector) -> usize {
+        self.0.partition_point(|held| held.1 <= start)
+    }
+
+    /// Whether something of a range is held.
+    #[inline]
+    pub fn overlaps(&self, start: Sector, end: Sector) -> bool {
+        let next = self.0.get(self.place(start));
+        next.is_some_and(|held| held.0 < end)
     }
 
     /// Takes a range that nobody holds.
-    pub fn hold(&mut self, volume: u32, start: Sector, end: Sector) {
-        debug_assert!(!self.overlaps(volume, start, end));
-        self.0.push(Held { volume, start, end });
+    pub fn hold(&mut self, start: Sector, end: Sector) {
+        assert!(start < end && !self.overlaps(start, end), "held twice");
+        self.0.insert(self.place(start), (start, end));
     }
 
     /// Gives a range back.
-    pub fn release(&mut self, volume: u32, start: Sector, end: Sector) {
-        let same = |h: &Held| h.volume == volume && h.start == start && h.end == end;
-        let at = self.0.iter().position(same);
-        self.0.swap_remove(at.expect("the range is held"));
+    pub fn release(&mut self, start: Sector, end: Sector) {
+        let place = self.place(start);
+        assert_eq!(self.0.get(place), Some(&(start, end)), "not held");
+        self.0.remove(place);
     }
 
-    /// Whether any through write of a volume is in flight.
-    pub fn any(&self, volume: u32) -> bool {
-        self.0.iter().any(|h| h.volume == volume)
+    /// Gives all back.
+    pub fn release_all(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -83,6 +87,13 @@ impl Versions {
         }
     }
 
+    /// Fetches what [`changed`](Self::changed) and [`changed_since`](Self::changed_since) look at
+    /// for a position: the table is larger than the caches that data leave alone.
+    #[inline]
+    pub fn prefetch(&self, at: Sector) {
+        Self::slots(at, at).for_each(|slot| prefetch(&self.table[slot]));
+    }
+
     /// Whether a range may have changed after change number `seen`.
     pub fn changed_since(&self, start: Sector, end: Sector, seen: u64) -> bool {
         Self::slots(start, end).any(|slot| self.table[slot] > seen)
@@ -94,14 +105,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn throughs_hold_their_ranges() {
-        let mut t = Throughs::default();
-        t.hold(1, Sector(8), Sector(16));
-        assert!(t.overlaps(1, Sector(15), Sector(20)));
-        assert!(!t.overlaps(1, Sector(16), Sector(20)));
-        assert!(!t.overlaps(2, Sector(8), Sector(16)));
-        t.release(1, Sector(8), Sector(16));
-        assert!(!t.any(1));
+    fn ranges_are_held_until_they_are_given_back() {
+        let mut held = Ranges::default();
+        let range = |start: u64| (Sector(start), Sector(start + 8));
+        for start in [24, 8, 40] {
+            held.hold(range(start).0, range(start).1);
+        }
+        for (start, end, taken) in [(0, 8, false), (0, 9, true), (15, 20, true), (16, 24, false)] {
+            assert_eq!(held.overlaps(Sector(start), Sector(end)), taken, "{start}");
+        }
+        assert!(held.overlaps(Sector(0), Sector(100)) && !held.overlaps(Sector(48), Sector(100)));
+        held.release(range(24).0, range(24).1);
+        assert!(!held.overlaps(Sector(16), Sector(40)) && held.overlaps(Sector(16), Sector(41)));
+        held.release_all();
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "held twice")]
+    fn nothing_is_held_twice() {
+        let mut held = Ranges::default();
+        held.hold(Sector(8), Sector(16));
+        held.hold(Sector(0), Sector(9));
     }
 
     #[test]

@@ -16,12 +16,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use buckets::Stuck;
 use intake::{FrontEnd, Turn};
 
-use super::conflict::{Throughs, Versions};
+use super::conflict::{Ranges, Versions};
 use super::msg::{Message, Reply, Through, Verdict};
 use super::trouble::Health;
 use super::volume::{Attached, SetShared};
@@ -68,8 +68,10 @@ pub struct Volume {
     /// The volume is about to leave the set: nothing may become dirty any more. A write over dirty
     /// data waits until they are written back.
     leaving: Cell<bool>,
-    /// Ranges that write-back is writing.
-    writing_back: RefCell<Vec<(Sector, Sector)>>,
+    /// Ranges that through writes hold. Bounded by the host I/Os in flight.
+    pub(super) throughs: RefCell<Ranges>,
+    /// Ranges that write-back is writing: those of a round.
+    writing_back: RefCell<Ranges>,
     /// Fills that came to nothing.
     pub collisions: Counter,
     /// Counts changes, so that write-back can tell an idle volume.
@@ -83,8 +85,7 @@ pub struct Volume {
 impl Volume {
     /// Whether write-back is writing somewhere in a range.
     pub fn is_writing_back(&self, start: Sector, end: Sector) -> bool {
-        let ranges = self.writing_back.borrow();
-        ranges.iter().any(|r| r.0 < end && start < r.1)
+        self.writing_back.borrow().overlaps(start, end)
     }
 
     /// Whether the volume is still about to leave.
@@ -153,7 +154,6 @@ pub struct Owner {
     fronts: RefCell<Vec<Option<FrontEnd>>>,
     /// Whose messages are handled.
     turn: Cell<Turn>,
-    pub(super) throughs: RefCell<Throughs>,
     parked: RefCell<Vec<Message>>,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
@@ -177,7 +177,6 @@ impl Owner {
             volumes: RefCell::default(),
             fronts: RefCell::default(),
             turn: Cell::new(Turn::of(0)),
-            throughs: RefCell::default(),
             parked: RefCell::default(),
             backlog: RefCell::default(),
             wanting: RefCell::default(),
@@ -217,6 +216,7 @@ impl Owner {
             flushed_through: Cell::new(0),
             flushing: Lock::default(),
             leaving: Cell::new(false),
+            throughs: RefCell::default(),
             writing_back: RefCell::default(),
             collisions: Counter::default(),
             activity: Cell::new(0),
@@ -250,7 +250,7 @@ impl Owner {
             let quiet = self.set.door.is_empty()
                 && !self.has_fronts_of(volume)
                 && self.backlog.borrow().is_empty()
-                && !self.throughs.borrow().any(volume.number)
+                && volume.throughs.borrow().is_empty()
                 && volume.writing_back.borrow().is_empty();
             if quiet {
                 return;
@@ -319,14 +319,13 @@ impl Owner {
         let alloc = &self.tree.alloc;
         let full = alloc.dirty_sectors() * 100 > alloc.data_sectors() * DIRTY_PERCENT_MAX;
         let stuck = alloc.is_scarce() && alloc.data_ready() <= alloc.data_kept();
-        self.set
-            .writeback_ok
-            .store(!full && !stuck, Ordering::Relaxed);
         let stopped = self.latch.check().is_err();
         // Fills take buckets, and buckets take journal entries: none while the ring is full.
         let fill = !stopped && self.tree.journal.has_room(1);
-        self.set.fill_ok.store(fill, Ordering::Relaxed);
-        self.set.stopped.store(stopped, Ordering::Relaxed);
+        let set = &self.set;
+        tell(&set.writeback_ok, !full && !stuck);
+        tell(&set.fill_ok, fill);
+        tell(&set.stopped, stopped);
     }
 
     fn work_off_backlog(self: &Rc<Self>) -> usize {
@@ -441,7 +440,7 @@ impl Owner {
             return self.mark_dirty(volume);
         }
         let (start, end) = (extent.start, extent.end());
-        if self.throughs.borrow().overlaps(number, start, end) {
+        if volume.throughs.borrow().overlaps(start, end) {
             return self.keep(message, |m| self.parked.borrow_mut().push(m));
         }
         match self.tree.insert(volume.inode, extent) {
@@ -539,7 +538,7 @@ impl Owner {
         if kind == Through::Write && (written_back || dirty) && !volume.leaving.get() {
             return self.reply(front, verdict(Verdict::Cache));
         }
-        if written_back || dirty || self.throughs.borrow().overlaps(number, start, end) {
+        if written_back || dirty || volume.throughs.borrow().overlaps(start, end) {
             let message = Message::BeginThrough {
                 front,
                 token,
@@ -550,12 +549,13 @@ impl Owner {
             };
             return self.parked.borrow_mut().push(message);
         }
-        self.throughs.borrow_mut().hold(number, start, end);
+        volume.throughs.borrow_mut().hold(start, end);
         volume.changed(start, end);
-        let mut cached = false;
-        self.tree.scan(volume.inode, start, end, &mut |_| {
-            cached = true;
-            false
+        // A stale extent is as good as none, once that is so on disk too.
+        let (tree, mut cached) = (&self.tree, false);
+        tree.scan(volume.inode, start, end, &mut |e| {
+            cached = tree.is_fresh(&e) || tree.alloc.is_invalid_in_memory_only(&e);
+            !cached
         });
         if !cached {
             return self.reply(front, verdict(Verdict::Go { flush: false }));
@@ -624,9 +624,7 @@ impl Owner {
 
     pub(super) fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
         volume.changed(start, end);
-        self.throughs
-            .borrow_mut()
-            .release(volume.number, start, end);
+        volume.throughs.borrow_mut().release(start, end);
         self.unpark();
     }
 
@@ -641,7 +639,7 @@ impl Owner {
     fn fill(&self, number: u32, extent: Extent, seen: u64) {
         let volume = self.volume(number);
         let (start, end) = (extent.start, extent.end());
-        let changed = self.throughs.borrow().overlaps(number, start, end)
+        let changed = volume.throughs.borrow().overlaps(start, end)
             || volume.versions.borrow().changed_since(start, end, seen);
         let mut cached = false;
         self.tree.scan(volume.inode, start, end, &mut |e| {
@@ -651,10 +649,9 @@ impl Owner {
         if changed || cached || self.latch.check().is_err() || !self.tree.is_fresh(&extent) {
             return volume.collisions.add(1);
         }
-        // While the backing device may still lose what was read from it, a crash must forget it.
-        if volume.needs_flush() || self.tree.insert(volume.inode, extent).is_err() {
-            self.tree.insert_unlogged(volume.inode, extent);
-        }
+        // Not in the journal, which is for what must not be lost; the tree's own runs are flushed
+        // for, also on the backing device, which may still lose what was read from it.
+        self.tree.insert_unlogged(volume.inode, extent);
     }
 
     fn flush(self: &Rc<Self>, front: u32, token: u64, number: u32) {
@@ -709,20 +706,23 @@ impl Owner {
 
     /// Takes a range for write-back; false while a through write is in it.
     pub fn begin_writeback(&self, volume: &Volume, start: Sector, end: Sector) -> bool {
-        if self.throughs.borrow().overlaps(volume.number, start, end) {
+        if volume.throughs.borrow().overlaps(start, end) {
             return false;
         }
-        volume.writing_back.borrow_mut().push((start, end));
+        volume.writing_back.borrow_mut().hold(start, end);
         true
     }
 
-    /// Gives a range back.
-    pub fn end_writeback(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
-        let mut ranges = volume.writing_back.borrow_mut();
-        if let Some(i) = ranges.iter().position(|&r| r == (start, end)) {
-            ranges.swap_remove(i);
-        }
-        drop(ranges);
+    /// Gives back all that was taken for write-back.
+    pub fn end_writeback(self: &Rc<Self>, volume: &Volume) {
+        volume.writing_back.borrow_mut().release_all();
         self.unpark();
+    }
+}
+
+/// Says yes or no to the reactors. A store only when it changes: the line stays shared between them.
+fn tell(flag: &AtomicBool, yes: bool) {
+    if flag.load(Ordering::Relaxed) != yes {
+        flag.store(yes, Ordering::Relaxed);
     }
 }

@@ -192,13 +192,13 @@ impl Owner {
     /// Drops what is clean in an extent's range. Where somebody else is at work there the extent
     /// stays, to be dropped when it fails again.
     fn drop_unreadable(self: &Rc<Self>, volume: Rc<Volume>, extent: Extent) {
-        let (number, start, end) = (volume.number, extent.start, extent.end());
-        let busy = volume.is_writing_back(start, end)
-            || self.throughs.borrow().overlaps(number, start, end);
+        let (start, end) = (extent.start, extent.end());
+        let busy =
+            volume.is_writing_back(start, end) || volume.throughs.borrow().overlaps(start, end);
         if busy || self.latch.check().is_err() {
             return;
         }
-        self.throughs.borrow_mut().hold(number, start, end);
+        volume.throughs.borrow_mut().hold(start, end);
         let owner = self.clone();
         self.spawn(async move {
             // A failure has tripped the latch.

@@ -419,6 +419,17 @@ impl CacheSet {
         exec.spawn(self.writeback.clone().run());
         exec.spawn(self.mover.clone().run());
         exec.spawn(gc::run(self.tree.clone(), self.latch.clone(), exec.clone()));
+        // Weak: a set that has stopped is not to be held by its last timer.
+        let (tree, clock) = (Rc::downgrade(&self.tree), exec.clone());
+        exec.spawn(async move {
+            loop {
+                clock.sleep_us(1_000_000).await;
+                match tree.upgrade() {
+                    Some(tree) if !tree.is_stopping() => tree.age(),
+                    _ => return,
+                }
+            }
+        });
     }
 
     fn spawn_all(&self) {

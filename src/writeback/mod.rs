@@ -376,9 +376,7 @@ impl Writeback {
         }
         let failed_us = done.err().map(|_| self.exec.now_us());
         self.progress_of(volume, |p| p.failed_us = failed_us);
-        for run in &runs {
-            self.owner.end_writeback(volume, run.start, run.end);
-        }
+        self.owner.end_writeback(volume);
         true
     }
 

@@ -102,9 +102,13 @@ impl Owner {
             return 0;
         };
         front.rings.look_ahead(MESSAGES_AHEAD, |message| {
-            if let Message::Insert { extent, .. } | Message::Fill { extent, .. } = message {
-                self.tree.prefetch(volume.inode, extent.start);
-            }
+            let start = match message {
+                Message::Insert { extent, .. } | Message::Fill { extent, .. } => extent.start,
+                Message::BeginThrough { start, .. } => *start,
+                _ => return,
+            };
+            self.tree.prefetch(volume.inode, start);
+            volume.versions.borrow().prefetch(start);
         })
     }
 }
