@@ -134,7 +134,7 @@ impl<L: Lane> Front<L> {
             self.replied(link, reply);
             done += 1;
         }
-        link.tell_counts(done == 0);
+        link.tell_counts();
         done
     }
 

@@ -44,6 +44,7 @@ pub(super) struct Link {
     pub(super) free_fills: RefCell<Vec<u16>>,
     pub(super) traffic_sectors: Cell<u64>,
     pub(super) ios: Cell<u64>,
+    ios_before: Cell<u64>,
 }
 
 /// What a lookup found at a sector.
@@ -74,6 +75,7 @@ impl Link {
             free_fills: RefCell::new((0..FILLS_MAX).rev().collect()),
             traffic_sectors: Cell::new(0),
             ios: Cell::new(0),
+            ios_before: Cell::new(0),
         };
         link.set().door.knock(Hello {
             front: link.id,
@@ -110,17 +112,17 @@ impl Link {
         self.ios.set(self.ios.get() + 1);
     }
 
-    /// Tells the others what was counted, when it is much or `idle`.
+    /// Tells the others what was counted, when it is much or nothing was since the last call.
     #[inline]
-    pub(super) fn tell_counts(&self, idle: bool) {
-        if self.ios.get() < COUNT_STEP && !idle {
+    pub(super) fn tell_counts(&self) {
+        let ios = self.ios.get();
+        let before = self.ios_before.replace(ios);
+        if ios == 0 || ios < COUNT_STEP && ios != before {
             return;
         }
-        let (sectors, ios) = (self.traffic_sectors.take(), self.ios.take());
-        if ios > 0 {
-            self.set().gens.tick(sectors);
-            self.set().count_ios(ios);
-        }
+        self.ios.set(0);
+        self.set().gens.tick(self.traffic_sectors.take());
+        self.set().count_ios(ios);
     }
 
     /// The cache device failed.
