@@ -17,6 +17,7 @@ use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
+use crate::index::prefetch;
 use crate::stats::Apart;
 use crate::units::{BucketNr, Gen};
 
@@ -63,6 +64,13 @@ impl Gens {
     pub fn generation(&self, bucket: BucketNr) -> Gen {
         fence(Ordering::Acquire);
         Gen(self.generations[bucket.index()].load(Ordering::Acquire))
+    }
+
+    /// Fetches what is known of a bucket.
+    #[inline]
+    pub fn prefetch(&self, bucket: BucketNr) {
+        prefetch(&self.generations[bucket.index()]);
+        prefetch(&self.used_at[bucket.index()]);
     }
 
     /// Sets a generation: the owner, before the bucket is given away anew.

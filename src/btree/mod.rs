@@ -215,11 +215,11 @@ impl Tree {
         self.with_space(inode, |space| space.writer.lookup(at))
     }
 
-    /// Fetches the memory that a change at this position soon will look at.
+    /// Fetches the memory that changes at these positions soon will look at.
     #[inline]
-    pub fn prefetch(&self, inode: Inode, at: Sector) {
+    pub fn prefetch(&self, inode: Inode, at: &[Sector]) {
         if let Some(space) = self.spaces.borrow().get(&inode) {
-            space.writer.prefetch(at);
+            space.writer.prefetch_all(at);
         }
     }
 

@@ -52,11 +52,13 @@ mod slab;
 mod stress;
 #[cfg(test)]
 mod tests;
+mod together;
 mod writer;
 
 pub use bulk::Bulk;
 pub use domain::{Domain, Reader};
 pub use page::prefetch;
+pub use together::TOGETHER;
 pub use writer::Writer;
 
 use page::{Leaf, Node, PAD, Page};
@@ -137,21 +139,6 @@ impl Index {
         // SAFETY: the reader is of our domain and online, and quiesces (as that takes a call)
         // after this lookup at the earliest.
         unsafe { self.find(at) }
-    }
-
-    /// Fetches the lines that a lookup of the same position soon will look at in the leaf. Worth
-    /// its while for several positions at once, all before the first of the lookups.
-    ///
-    /// # Panics
-    /// When `reader` is of another domain than the writer.
-    #[inline]
-    pub fn prefetch(&self, reader: &Reader, at: Sector) {
-        reader.enter(&self.domain);
-        if at.0 < PAD {
-            // SAFETY: as in `lookup`.
-            let (leaf, _) = unsafe { descend(self.root(), at.0) };
-            leaf.prefetch();
-        }
     }
 
     fn root(&self) -> Node {

@@ -135,15 +135,7 @@ impl Leaf {
         (from..FAN).map_while(|place| self.get(place))
     }
 
-    /// Asks for the lines that every search looks at.
-    #[inline(always)]
-    pub(super) fn prefetch(&self) {
-        for place in (0..FAN).step_by(GROUP) {
-            prefetch(&self.ends[place]);
-        }
-    }
-
-    /// Asks for the other lines.
+    /// Asks for all lines but those of the keys.
     #[inline(always)]
     pub(super) fn prefetch_rest(&self) {
         for place in (0..FAN).step_by(GROUP) {
@@ -151,6 +143,14 @@ impl Leaf {
         }
         prefetch(&self.sizes[0]);
         prefetch(&self.sizes[FAN / 2]);
+    }
+
+    /// Asks for the lines of one place.
+    #[inline(always)]
+    pub(super) fn prefetch_entry(&self, place: usize) {
+        let place = place.min(FAN - 1);
+        prefetch(&self.words[place]);
+        prefetch(&self.sizes[place]);
     }
 
     /// The first place at or behind `from` whose extent starts at or behind `position`.
@@ -227,6 +227,12 @@ impl Inner {
         Node(self.children[place].load(Ordering::Acquire))
     }
 
+    /// Asks for the line that names a child.
+    #[inline(always)]
+    pub(super) fn prefetch_child(&self, place: usize) {
+        prefetch(&self.children[place]);
+    }
+
     /// The children from one place to before another, with their lower bounds (0 for the first
     /// child, whose bound is its parent's).
     pub(super) fn children(
@@ -287,6 +293,15 @@ impl Node {
     #[inline(always)]
     pub(super) fn page(self) -> *mut Page {
         self.0.map_addr(|addr| addr & !LEVEL_MASK)
+    }
+
+    /// Asks for the lines that every search looks at, in a page of either kind.
+    #[inline(always)]
+    pub(super) fn prefetch(self) {
+        let page = self.page().cast::<[u64; FAN]>();
+        // SAFETY: a page is larger, and begins with its keys, which are initialised; that others may
+        // be about to write there is no matter to a request for the line.
+        unsafe { (*page).iter().step_by(GROUP).for_each(prefetch) };
     }
 
     /// The leaf that it names.

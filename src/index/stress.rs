@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use super::tests::{Random, extent};
-use super::{Domain, Extent, Index, Lookup, Reader, Writer};
+use super::{Domain, Extent, Index, Lookup, Reader, TOGETHER, Writer};
 use crate::units::Sector;
 
 /// Sectors of the volume. Every 64th block of 8 is written once and then left alone.
@@ -39,26 +39,42 @@ fn version_of(extent: &Extent) -> u64 {
     version
 }
 
+fn block_of(at: Sector) -> usize {
+    (at.0 / BLOCK) as usize
+}
+
 /// Looks until told to stop, and notices whatever is wrong. Returns how often it looked.
 fn read(shared: &Shared, reader: &Reader, seed: u64, rounds: u64) -> u64 {
     let mut random = Random(seed);
     let mut seen = vec![0; shared.versions.len()];
     let mut looks = 0;
     while !shared.done.load(Ordering::Relaxed) && looks < rounds {
-        for _ in 0..1 + random.below(20) {
-            looks += 1;
-            let at = random.below(SPACE);
-            let block = (at / BLOCK) as usize;
-            let known = shared.versions[block].load(Ordering::Acquire);
-            let Lookup::Hit(extent) = shared.index.lookup(reader, Sector(at)) else {
-                panic!("sector {at} is gone");
+        // Alone and together, in turn.
+        let at = [(); TOGETHER].map(|()| Sector(random.below(SPACE)));
+        let n = 1 + random.below(TOGETHER as u64) as usize;
+        let known = at.map(|at| shared.versions[block_of(at)].load(Ordering::Acquire));
+        let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
+        let at = &at[..n];
+        match looks % 2 {
+            0 => shared.index.lookup_all(reader, at, &mut found[..n]),
+            _ => {
+                for (at, found) in at.iter().zip(&mut found) {
+                    *found = shared.index.lookup(reader, *at);
+                }
+            }
+        }
+        looks += n as u64;
+        for ((&at, known), found) in at.iter().zip(known).zip(found) {
+            let Lookup::Hit(extent) = found else {
+                panic!("{at} is gone");
             };
-            assert!(extent.start.0 <= at && at < extent.end().0);
+            assert!(extent.start <= at && at < extent.end());
             let version = version_of(&extent);
             assert!(version >= known, "an insert that had returned was not seen");
-            assert!(version >= seen[block], "a version went back");
-            seen[block] = version;
-            let is_still = at % STILL_EVERY < BLOCK;
+            let seen = &mut seen[block_of(at)];
+            assert!(version >= *seen, "a version went back");
+            *seen = version;
+            let is_still = at.0 % STILL_EVERY < BLOCK;
             assert!(!is_still || (version == 1 && extent.sectors == BLOCK as u32));
         }
         reader.quiesce();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::page::{FAN, Node, PAD};
-use super::{Domain, Extent, Lookup, Writer};
+use super::{Domain, Extent, Lookup, TOGETHER, Writer};
 use crate::units::{Gen, Sector};
 
 impl Writer {
@@ -165,8 +165,15 @@ impl Pair {
                 let expected = self.model.lookup(at);
                 assert_eq!(self.writer.lookup(Sector(at)), expected);
                 let index = self.writer.index();
-                index.prefetch(&self.reader, Sector(at));
                 assert_eq!(index.lookup(&self.reader, Sector(at)), expected);
+                let many: Vec<_> = (0..TOGETHER as u64)
+                    .map(|i| Sector(at.saturating_add(i * i * 7)))
+                    .collect();
+                let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
+                index.lookup_all(&self.reader, &many, &mut found);
+                for (at, found) in many.iter().zip(found) {
+                    assert_eq!(found, self.model.lookup(at.0));
+                }
             }
             Step::Scan(start, end) => {
                 self.writer.scan(Sector(start), Sector(end), &mut |extent| {

@@ -187,17 +187,6 @@ impl Writer {
         unsafe { self.index.find(at) }
     }
 
-    /// Fetches the lines that a change at this position soon will look at.
-    #[inline]
-    pub fn prefetch(&self, at: Sector) {
-        if at.0 < PAD {
-            // SAFETY: as in `lookup`.
-            let (leaf, _) = unsafe { descend(self.index.root(), at.0) };
-            leaf.prefetch();
-            leaf.prefetch_rest();
-        }
-    }
-
     /// Calls `f` with every extent that has a sector from `start` to before `end`, whole and in
     /// order, until it returns `false`.
     pub fn scan(&self, start: Sector, end: Sector, f: &mut dyn FnMut(Extent) -> bool) {

@@ -3,8 +3,10 @@
 //! A front belongs to one thread. Its state is in cells; nothing here blocks, takes a lock or, on a
 //! read hit, allocates or sends a message. Every way through it ends in exactly one
 //! [`Lane::complete`]. A request that cannot go on waits in one of these places: a part in flight
-//! at the lane, an answer of the owner, or the line for space (`Front::line`, bounded by the
-//! host I/Os in flight).
+//! at the lane, an answer of the owner, a lookup together with others (`Front::fresh`, until the next
+//! poll at the latest), or the line for space (`Front::line`, bounded by the host I/Os in flight).
+
+mod read;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,19 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::lane::{Direction, Lane, Outcome, Side};
-use super::link::{Fill, Found, Link};
+use super::link::Link;
 use super::msg::{Message, Reply, Through, Verdict};
 use super::volume::VolumeShared;
 use super::{Kind, Part, Phase, Request, Step};
 use crate::format::superblock::CacheMode;
-use crate::index::Extent;
+use crate::index::{Extent, TOGETHER};
 use crate::stats::FrontStats;
 use crate::units::Sector;
 
-/// Fills that a front has under way at most.
-pub const FILLS_MAX: u16 = 256;
-/// The longest fill: 1 MiB.
-pub const FILL_SECTORS_MAX: u32 = 2048;
+pub use read::{FILL_SECTORS_MAX, FILLS_MAX};
+
 /// Replies handled in one poll.
 const REPLIES_A_POLL: usize = 256;
 /// Serves one volume on one thread.
@@ -35,6 +35,8 @@ pub struct Front<L: Lane> {
     stats: Arc<FrontStats>,
     /// Host I/Os and fills in flight.
     in_flight: Cell<usize>,
+    /// Reads that are about to be looked up together, [`TOGETHER`] at most.
+    fresh: RefCell<Vec<L::Io>>,
     /// Writes that wait for space in the cache.
     line: RefCell<VecDeque<u64>>,
     /// What turns a sector of the volume into a position of keys and of the backing device.
@@ -55,6 +57,7 @@ impl<L: Lane> Front<L> {
             volume,
             link,
             in_flight: Cell::new(0),
+            fresh: RefCell::new(Vec::with_capacity(TOGETHER)),
             line: RefCell::default(),
         })
     }
@@ -81,7 +84,7 @@ impl<L: Lane> Front<L> {
             Kind::Read => {
                 self.stats.reads.add(1);
                 self.stats.read_sectors.add(sectors);
-                self.start_read(io);
+                self.take_read(io);
             }
             Kind::Write => {
                 self.stats.writes.add(1);
@@ -126,6 +129,7 @@ impl<L: Lane> Front<L> {
         if link.set().stopped.load(Ordering::Relaxed) && !self.line.borrow().is_empty() {
             self.fail_line(false);
         }
+        let looked_up = self.look_up_fresh(link);
         let mut done = 0;
         while done < REPLIES_A_POLL {
             let Some(reply) = link.rings.take() else {
@@ -135,7 +139,7 @@ impl<L: Lane> Front<L> {
             done += 1;
         }
         link.tell_counts();
-        done
+        done + looked_up
     }
 
     fn replied(&self, link: &Link, reply: Reply) {
@@ -193,7 +197,7 @@ impl<L: Lane> Front<L> {
         let link = self.link.as_ref();
         if !io.failed.get() && !io.again.get() {
             match (io.phase.get(), link) {
-                (Phase::Reading, _) => self.pump_read(&io),
+                (Phase::Reading, _) => self.pump_read(&io, None),
                 (Phase::Caching, Some(link)) if !io.rescue.get() => self.pump_caching(link, &io),
                 (Phase::Through, Some(link)) if io.outstanding.get() == 0 => {
                     return self.end_through(link, io, true);
@@ -327,225 +331,6 @@ impl<L: Lane> Front<L> {
             ..Part::FREE
         });
         self.lane.backing_flush(&io, slot);
-    }
-
-    // --- reads ---
-
-    #[inline]
-    fn start_read(&self, io: L::Io) {
-        io.phase.set(Phase::Reading);
-        if let Some(link) = &self.link {
-            // Before the first lookup: what changes later must be noticed.
-            io.seen.set(link.attached.changes.load(Ordering::Acquire));
-            link.count(io.sectors.get());
-        }
-        self.pump_read(&io);
-        if io.outstanding.get() == 0 {
-            self.finish(io);
-        } else {
-            self.count_read(&io);
-        }
-    }
-
-    fn count_read(&self, io: &L::Io) {
-        if self.link.is_none() {
-            return;
-        }
-        let past = self.volume.mode() == CacheMode::None;
-        match (past, io.missed.get()) {
-            (false, false) => self.stats.cache_hits.add(1),
-            (false, true) => self.stats.cache_misses.add(1),
-            (true, false) => self.stats.cache_bypass_hits.add(1),
-            (true, true) => self.stats.cache_bypass_misses.add(1),
-        }
-    }
-
-    /// Starts as many parts of a read as can be under way.
-    #[inline]
-    fn pump_read(&self, io: &L::Io) {
-        while io.rest() > 0 {
-            if io.free_part().is_none() {
-                return;
-            }
-            let (cursor, rest) = (io.cursor.get(), io.rest());
-            let at = io.start.get() + u64::from(cursor);
-            let found = match &self.link {
-                Some(link) => link.find(at, rest),
-                None => Found::Missing { sectors: rest },
-            };
-            let sectors = match found {
-                Found::Cached {
-                    at,
-                    generation,
-                    dirty,
-                    sectors,
-                } => {
-                    if let Some(link) = &self.link {
-                        let gens = &link.set().gens;
-                        gens.touch(gens.bucket_of(at));
-                    }
-                    let part = Part {
-                        step: Step::CacheRead,
-                        dirty,
-                        generation,
-                        host_sectors: cursor,
-                        sectors,
-                        at,
-                    };
-                    self.begin_part(io, Step::CacheRead, Side::Cache, Direction::Read, part);
-                    sectors
-                }
-                Found::Missing { sectors } => self.read_missing(io, at, sectors),
-            };
-            io.cursor.set(cursor + sectors);
-        }
-    }
-
-    /// Reads what is not cached; returns how much of it was started.
-    fn read_missing(&self, io: &L::Io, at: Sector, sectors: u32) -> u32 {
-        let cursor = io.cursor.get();
-        if self.volume.data_offset.is_none() {
-            self.lane.zero_host(io, cursor, sectors);
-            return sectors;
-        }
-        io.missed.set(true);
-        if self.volume.health.is_disabled() {
-            io.failed.set(true);
-            return sectors;
-        }
-        if let Some(filled) = self.start_fill(io, at, sectors) {
-            return filled;
-        }
-        let part = Part {
-            at,
-            host_sectors: cursor,
-            sectors,
-            ..Part::FREE
-        };
-        self.begin_part(io, Step::BackingRead, Side::Backing, Direction::Read, part);
-        sectors
-    }
-
-    /// Starts a read that fills the cache, if the mode, space and buffers allow.
-    fn start_fill(&self, io: &L::Io, at: Sector, sectors: u32) -> Option<u32> {
-        let link = self.link.as_ref()?;
-        if self.volume.mode() == CacheMode::None || !link.set().fill_ok.load(Ordering::Relaxed) {
-            return None;
-        }
-        let fill = link.free_fills.borrow_mut().pop()?;
-        let want = sectors.min(FILL_SECTORS_MAX);
-        let piece = link.clean.take(want);
-        link.ask_for_space();
-        let Some(piece) = piece else {
-            link.free_fills.borrow_mut().push(fill);
-            return None;
-        };
-        if !self.lane.fill_begin(fill, piece.sectors) {
-            link.reported(false, piece.at);
-            link.free_fills.borrow_mut().push(fill);
-            return None;
-        }
-        let part = io.free_part().expect("a part is free");
-        io.parts[usize::from(part)].set(Part {
-            step: Step::Fill,
-            ..Part::FREE
-        });
-        io.outstanding.set(io.outstanding.get() + 1);
-        self.in_flight.set(self.in_flight.get() + 1);
-        link.fills.borrow_mut()[usize::from(fill)] = Some(Fill {
-            token: self.lane.token(io),
-            part,
-            writing: false,
-            host_sectors: io.cursor.get(),
-            start: at,
-            seen: io.seen.get(),
-            at: piece.at,
-            generation: piece.generation,
-            sectors: piece.sectors,
-        });
-        self.lane.fill_read(fill, at, piece.sectors);
-        Some(piece.sectors)
-    }
-
-    /// The lane has finished the read or the write of a fill.
-    pub fn fill_done(&self, nr: u16, ok: bool) {
-        let link = self.link.as_ref().expect("fills need a cache");
-        let slot = usize::from(nr);
-        let fill = link.fills.borrow()[slot].expect("the fill is under way");
-        if fill.writing {
-            let extent = Extent {
-                start: fill.start,
-                sectors: fill.sectors,
-                at: fill.at,
-                generation: fill.generation,
-                dirty: false,
-            };
-            match ok {
-                true => link.send(Message::Fill {
-                    volume: link.attached.number,
-                    extent,
-                    seen: fill.seen,
-                }),
-                false => link.cache_error(extent, true),
-            }
-            return self.end_fill(link, nr, &fill);
-        }
-        let io = self.lane.io(fill.token);
-        io.parts[usize::from(fill.part)].set(Part::FREE);
-        if ok {
-            self.lane
-                .fill_copy(nr, &io, fill.host_sectors, fill.sectors);
-            if let Some(fill) = &mut link.fills.borrow_mut()[slot] {
-                fill.writing = true;
-            }
-            self.lane.fill_write(nr, fill.at, fill.sectors);
-        } else {
-            self.backing_failed(&io);
-            self.end_fill(link, nr, &fill);
-        }
-        self.settle(io);
-    }
-
-    fn end_fill(&self, link: &Link, nr: u16, fill: &Fill) {
-        link.reported(false, fill.at);
-        link.fills.borrow_mut()[usize::from(nr)] = None;
-        link.free_fills.borrow_mut().push(nr);
-        self.lane.fill_end(nr);
-        self.in_flight.set(self.in_flight.get() - 1);
-    }
-
-    #[inline]
-    fn cache_read_done(&self, io: L::Io, part: &Part, ok: bool) {
-        let link = self.link.as_ref().expect("cache reads need a cache");
-        let gens = &link.set().gens;
-        if gens.generation(gens.bucket_of(part.at)) != part.generation {
-            // The bucket was reused under the read: what came is not what was asked for.
-            io.again.set(true);
-        } else if !ok {
-            link.cache_error(Self::extent_of(&io, part), false);
-            return self.cache_read_failed(io, part);
-        }
-        self.settle(io);
-    }
-
-    /// Clean data are on the backing device too; dirty data are nowhere else.
-    fn cache_read_failed(&self, io: L::Io, part: &Part) {
-        match self.volume.data_offset {
-            Some(_) if !part.dirty => {
-                let back = Part {
-                    at: io.start.get() + u64::from(part.host_sectors),
-                    host_sectors: part.host_sectors,
-                    sectors: part.sectors,
-                    ..Part::FREE
-                };
-                io.outstanding.set(io.outstanding.get() - 1);
-                self.begin_part(&io, Step::BackingRead, Side::Backing, Direction::Read, back);
-            }
-            _ => {
-                io.failed.set(true);
-                self.settle(io);
-            }
-        }
     }
 
     // --- writes ---

@@ -154,7 +154,24 @@ impl Link {
     /// What is at `at`, up to `max` sectors.
     #[inline]
     pub(super) fn find(&self, at: Sector, max: u32) -> Found {
-        match self.attached.index.lookup(&self.reader, at) {
+        self.found(self.attached.index.lookup(&self.reader, at), at, max)
+    }
+
+    /// Looks up several positions at once, and fetches what [`found`](Self::found) will look at.
+    pub(super) fn find_all(&self, at: &[Sector], found: &mut [Lookup]) {
+        self.attached.index.lookup_all(&self.reader, at, found);
+        let gens = &self.set().gens;
+        for lookup in found {
+            if let Lookup::Hit(e) = lookup {
+                gens.prefetch(gens.bucket_of(e.at));
+            }
+        }
+    }
+
+    /// What a lookup of `at` just now means, up to `max` sectors.
+    #[inline]
+    pub(super) fn found(&self, lookup: Lookup, at: Sector, max: u32) -> Found {
+        match lookup {
             Lookup::Hit(e) if self.fresh(&e) => {
                 let from = e.cut(at, e.end());
                 let sectors = if from.sectors >= max {

@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use spdk_bcache::index::{Domain, Extent, Lookup, Writer};
+use spdk_bcache::index::{Domain, Extent, Lookup, TOGETHER, Writer};
 use spdk_bcache::units::{Gen, Sector};
 
 const SECTORS: u32 = 8;
@@ -84,17 +84,12 @@ fn measure(count: u64, in_order: bool) {
         };
         last = found.at.0 & 1;
     });
-    let ahead = 8;
-    let batched = best(looks / ahead, |_| {
-        let mut positions = [Sector(0); 8];
-        for position in &mut positions {
-            *position = Sector(random.below(span));
-            index.prefetch(&reader, *position);
-        }
-        for position in positions {
-            black_box(index.lookup(&reader, position));
-        }
-    }) / ahead as f64;
+    let batched = best(looks / TOGETHER as u64, |_| {
+        let positions = [(); TOGETHER].map(|()| Sector(random.below(span)));
+        let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
+        index.lookup_all(&reader, &positions, &mut found);
+        black_box(found);
+    }) / TOGETHER as f64;
     let writes = 1_000_000;
     let replace = best(writes, |i| {
         writer.insert(extent(random.below(count), i), &mut |piece| {

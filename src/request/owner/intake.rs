@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use super::Owner;
 use crate::request::msg::{Hello, Message, OwnerRings};
-use crate::units::BucketNr;
+use crate::units::{BucketNr, Sector};
 
 /// Messages of one front that are handled before another's turn comes.
 const MESSAGES_A_TURN: usize = 64;
@@ -101,14 +101,18 @@ impl Owner {
         let Some(Some(volume)) = volumes.get(front.volume as usize) else {
             return 0;
         };
-        front.rings.look_ahead(MESSAGES_AHEAD, |message| {
+        let (mut starts, mut n) = ([Sector(0); MESSAGES_AHEAD], 0);
+        let known = front.rings.look_ahead(MESSAGES_AHEAD, |message| {
             let start = match message {
                 Message::Insert { extent, .. } | Message::Fill { extent, .. } => extent.start,
                 Message::BeginThrough { start, .. } => *start,
                 _ => return,
             };
-            self.tree.prefetch(volume.inode, start);
             volume.versions.borrow().prefetch(start);
-        })
+            starts[n] = start;
+            n += 1;
+        });
+        self.tree.prefetch(volume.inode, &starts[..n]);
+        known
     }
 }
