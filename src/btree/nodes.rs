@@ -151,9 +151,10 @@ pub struct Nodes {
     pub leaves: Leaves,
     by_pin: BTreeSet<(JournalSeq, NodeId)>,
     full: VecDeque<NodeId>,
-    /// Leaves by the tick since which they have something pending that no entry has, oldest first;
-    /// those that were written since stand in it still.
+    /// Leaves that have, or had, something pending that no entry has, with the tick after which to look
+    /// at them again: each once, as `in_line` says by its id.
     aging: VecDeque<(u32, NodeId)>,
+    in_line: Vec<bool>,
     tick: u32,
     demand: BTreeSet<NodeId>,
     demand_inner: BTreeSet<NodeId>,
@@ -166,7 +167,7 @@ pub struct Nodes {
 /// Jobs that wait for the writer at most: gc asks for no more before these are done.
 pub const JOBS_MAX: usize = 32;
 
-/// Leaves that one tick asks for at most.
+/// Leaves that one tick looks at, at most.
 const AGED_MAX: usize = 8192;
 
 impl Nodes {
@@ -180,6 +181,7 @@ impl Nodes {
             by_pin: BTreeSet::new(),
             full: VecDeque::new(),
             aging: VecDeque::new(),
+            in_line: Vec::new(),
             tick: 0,
             demand: BTreeSet::new(),
             demand_inner: BTreeSet::new(),
@@ -305,27 +307,37 @@ impl Nodes {
         let node = self.get_mut(id);
         if node.unlogged.is_none() {
             node.unlogged = Some(tick);
-            self.aging.push_back((tick, id));
+            self.stand_in_line(id);
         }
     }
 
-    /// Counts a tick, and asks for the leaves that so many ticks ago had something pending that no
-    /// entry has, at most [`AGED_MAX`] of them. Returns whether there was any.
+    fn stand_in_line(&mut self, id: NodeId) {
+        self.in_line.resize(self.slots.len(), false);
+        if !std::mem::replace(&mut self.in_line[id.0 as usize], true) {
+            self.aging.push_back((self.tick, id));
+        }
+    }
+
+    /// Counts a tick, and asks for leaves that have had something pending that no entry has for so
+    /// many ticks, of some for up to twice as many: it looks at a leaf once in that time, and at
+    /// [`AGED_MAX`] leaves a tick. Returns whether there was any.
     pub fn age(&mut self, ticks: u32) -> bool {
         self.tick += 1;
-        let (mut left, mut any) = (AGED_MAX, false);
-        while let Some(&(since, id)) = self.aging.front() {
-            if since + ticks > self.tick || left == 0 {
+        let mut any = false;
+        for _ in 0..AGED_MAX {
+            let next = self.aging.front().copied();
+            let Some((_, id)) = next.filter(|next| next.0 + ticks <= self.tick) else {
                 break;
-            }
+            };
             self.aging.pop_front();
-            left -= 1;
-            if self
-                .find(id)
-                .is_some_and(|node| node.unlogged == Some(since))
-            {
-                self.demand.insert(id);
-                any = true;
+            self.in_line[id.0 as usize] = false;
+            match self.find(id).and_then(|node| node.unlogged) {
+                Some(since) if since + ticks <= self.tick => {
+                    self.demand.insert(id);
+                    any = true;
+                }
+                Some(_) => self.stand_in_line(id),
+                None => {}
             }
         }
         any

@@ -78,14 +78,21 @@ fn rank(keys: &[u64; FAN], at: u64) -> usize {
 /// Asks for the cache line of a value, of which something will be read soon.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {
+    prefetch_line(std::ptr::from_ref(value).cast());
+}
+
+/// Asks for the cache line at an address, whatever is there.
+#[inline(always)]
+fn prefetch_line(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching has no effect but on caches, and the instruction is in every x86-64.
+    // SAFETY: prefetching has no effect but on caches, nor does it fault, and the instruction is in
+    // every x86-64.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
+    let _ = at;
 }
 
 fn pack(extent: &Extent) -> u64 {
@@ -298,10 +305,10 @@ impl Node {
     /// Asks for the lines that every search looks at, in a page of either kind.
     #[inline(always)]
     pub(super) fn prefetch(self) {
-        let page = self.page().cast::<[u64; FAN]>();
-        // SAFETY: a page is larger, and begins with its keys, which are initialised; that others may
-        // be about to write there is no matter to a request for the line.
-        unsafe { (*page).iter().step_by(GROUP).for_each(prefetch) };
+        let keys = self.page().cast_const().cast::<u8>();
+        for group in 0..GROUPS {
+            prefetch_line(keys.wrapping_add(group * GROUP * size_of::<u64>()));
+        }
     }
 
     /// The leaf that it names.

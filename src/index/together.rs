@@ -30,21 +30,15 @@ impl Index {
             *place = leaf.rank(within(*at));
             leaf.prefetch_entry(*place);
         }
-        for (((node, place), at), found) in ways.iter().zip(positions).zip(found) {
-            *found = self.at_place(*node, *place, *at);
-        }
-    }
-
-    /// What the first extent behind a position, which a leaf has in this place, says of it.
-    #[inline]
-    fn at_place(&self, leaf: Node, place: usize, at: Sector) -> Lookup {
-        // SAFETY: only the function above calls this, about a leaf that it has just found.
-        match unsafe { leaf.leaf() }.get(place) {
-            Some(extent) if extent.start <= at => Lookup::Hit(extent),
-            Some(extent) => Lookup::Hole { next: extent.start },
-            // The next extent is in another leaf.
+        for (((node, place), &at), found) in ways.iter().zip(positions).zip(found) {
             // SAFETY: as above.
-            None => unsafe { self.find(at) },
+            *found = match unsafe { node.leaf() }.get(*place) {
+                Some(extent) if extent.start <= at => Lookup::Hit(extent),
+                Some(extent) => Lookup::Hole { next: extent.start },
+                // The next extent is in another leaf.
+                // SAFETY: as above.
+                None => unsafe { self.find(at) },
+            };
         }
     }
 }

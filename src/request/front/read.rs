@@ -62,8 +62,8 @@ impl<L: Lane> Front<L> {
         for (io, found) in fresh.drain(..).zip(found) {
             self.start_read(io, Some(found));
         }
-        // Nothing has come meanwhile: a front is not entered from within its own calls.
-        self.fresh.replace(fresh);
+        let meanwhile = self.fresh.replace(fresh);
+        assert!(meanwhile.is_empty(), "a front is not entered from within");
         n
     }
 
