@@ -231,9 +231,10 @@ async fn full(m: Rc<Machine>) -> Done {
     create(&m, 0, CacheMode::WriteThrough).await?;
     create(&m, 1, CacheMode::WriteBack).await?;
     m.burst(0, 32, 8).await?;
-    // One after the other, so that there is a bucket for each.
+    // Written, so that the data of the two volumes differ: who reads the other's shall notice. One after
+    // the other, so that there is a bucket for each.
     for at in (0..4096).step_by(16) {
-        m.read(0, at, 16).await?;
+        m.write(0, at, 16).await?;
     }
     m.hub.stop_all().await;
     Ok(())
@@ -352,7 +353,9 @@ async fn churn(m: &Machine, buckets: u64) -> Done {
 
 async fn prio_write(m: Rc<Machine>) -> Done {
     m.register_all().await?;
-    churn(&m, 160).await
+    churn(&m, 160).await?;
+    // Cut too where what came into reused buckets is durable.
+    churn(&m, 40).await
 }
 
 async fn gc_sweep(m: Rc<Machine>) -> Done {
