@@ -47,7 +47,8 @@ pub struct Node {
     /// Of a leaf: keys that stand in its runs, those that mean nothing any more included.
     pub written_keys: u32,
     queued: bool,
-    /// Of a leaf with something pending that no entry has: the tick since when.
+    /// Of a leaf with something pending that no entry has, and for which it was not yet asked: the tick
+    /// since when.
     unlogged: Option<u32>,
     /// Nodes that its next writing takes, when it is due and does not fit behind its last run.
     debt: u32,
@@ -79,7 +80,7 @@ impl Node {
         }
     }
 
-    /// Of a leaf: whether it has something pending that no entry has.
+    /// Of a leaf: whether it has something pending that no entry has, and for which it was not yet asked.
     pub fn unlogged(&self) -> bool {
         self.unlogged.is_some()
     }
@@ -331,8 +332,13 @@ impl Nodes {
             };
             self.aging.pop_front();
             self.in_line[id.0 as usize] = false;
-            match self.find(id).and_then(|node| node.unlogged) {
+            let Some(node) = self.slots[id.0 as usize].as_mut() else {
+                continue;
+            };
+            match node.unlogged {
                 Some(since) if since + ticks <= self.tick => {
+                    // Asked for once: there may be nothing to write, and nobody who says so.
+                    node.unlogged = None;
                     self.demand.insert(id);
                     any = true;
                 }
@@ -429,5 +435,46 @@ impl Nodes {
     /// Whether something that was asked for has not been taken up yet.
     pub fn has_demand(&self) -> bool {
         !self.demand.is_empty() || !self.demand_inner.is_empty() || !self.jobs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table of one leaf.
+    fn one_leaf() -> (Nodes, NodeId) {
+        let mut nodes = Nodes::new(Room {
+            block_sectors: 8,
+            fill_bytes: 4096,
+        });
+        let (start, end) = ((Inode(0), Sector(0)), Key::MAX.position());
+        let ptr = Ptr::new(0, Sector(1024), crate::units::Gen(0));
+        let id = nodes.add(Node::new(0, start, end, ptr, BucketNr(1), 512));
+        nodes.add_leaf(id);
+        (nodes, id)
+    }
+
+    #[test]
+    fn a_leaf_is_asked_for_each_time_that_something_unlogged_has_waited() {
+        let (mut nodes, id) = one_leaf();
+        let asked = |nodes: &mut Nodes| {
+            (1..=10).find_map(|tick| nodes.age(3).then(|| (tick, nodes.due(None, 8))))
+        };
+        assert_eq!(asked(&mut nodes), None);
+        // The second time nothing was pending any more, so that nothing was written.
+        for _ in 0..3 {
+            nodes.note_unlogged(id);
+            nodes.note_unlogged(id);
+            assert_eq!(asked(&mut nodes), Some((3, vec![id])));
+            assert_eq!(asked(&mut nodes), None);
+        }
+        // What was written meanwhile, and noted again, waits anew, for twice as long at most.
+        nodes.note_unlogged(id);
+        assert!(!nodes.age(3) && !nodes.age(3));
+        nodes.take_pending(id);
+        nodes.note_unlogged(id);
+        let (tick, due) = asked(&mut nodes).expect("it is asked for");
+        assert!((3..=4).contains(&tick) && due == [id], "{tick} {due:?}");
     }
 }
