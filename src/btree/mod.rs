@@ -211,6 +211,12 @@ impl Tree {
         gens.generation(gens.bucket_of(extent.at)) == extent.generation
     }
 
+    /// Whether a pointer means nothing any more, nor would after a crash: its bucket was given away, and
+    /// that is so on disk too.
+    pub fn is_stale_for_good(&self, extent: &Extent) -> bool {
+        !self.is_fresh(extent) && !self.alloc.is_invalid_in_memory_only(extent)
+    }
+
     /// What covers a sector; a stale extent is reported like any other.
     pub fn lookup(&self, inode: Inode, at: Sector) -> Lookup {
         self.with_space(inode, |space| space.writer.lookup(at))
@@ -371,7 +377,7 @@ impl Tree {
                 at = space.writer.sift(from, &mut |e| {
                     looked += 1;
                     // No longer counted anywhere: nothing is to be counted out.
-                    let goes = !self.is_fresh(e) && !self.alloc.is_invalid_in_memory_only(e);
+                    let goes = self.is_stale_for_good(e);
                     match runs.last_mut() {
                         Some(run) if goes && beside && e.end() - run.0 <= DELETE_SECTORS_MAX => {
                             run.1 = e.end();

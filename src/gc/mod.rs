@@ -18,14 +18,14 @@ use std::rc::Rc;
 
 use crate::btree::Tree;
 use crate::disk::{Latch, Stopped};
-use crate::task::{Executor, either, yield_now};
+use crate::task::{Executor, Notify, either, yield_now};
 use crate::units::{Inode, Sector};
 
 /// Extents looked at in one step.
 const SLICE_EXTENTS: usize = 2048;
 
-/// A sweep that nobody waits for begins after so many times what the last one took, at most
-/// `REST_US_MAX` later: a cache under pressure would look at all its keys all the time.
+/// A pass over all keys that nobody waits for begins after so many times what the last one took, at
+/// most `REST_US_MAX` later: a cache under pressure asks for one all the time.
 const REST_TIMES: u64 = 8;
 const REST_US_MAX: u64 = 1_000_000;
 
@@ -40,12 +40,19 @@ pub async fn run(tree: Rc<Tree>, latch: Rc<Latch>, exec: Executor) {
         let began_us = exec.now_us();
         // A failure has tripped the latch.
         let _ = sweep(&tree).await;
-        let took_us = exec.now_us() - began_us;
-        let rested_us = exec.now_us() + (took_us * REST_TIMES).min(REST_US_MAX);
-        while !is_over() && !tree.alloc.sweep_is_urgent() && exec.now_us() < rested_us {
-            let rest = exec.sleep_us(rested_us - exec.now_us());
-            either(rest, tree.alloc.sweep_due.wait()).await;
-        }
+        let is_roused = || is_over() || tree.alloc.sweep_is_urgent();
+        rest(&exec, began_us, &tree.alloc.sweep_due, is_roused).await;
+    }
+}
+
+/// Leaves the maps alone for a while, after a pass that began then; `is_roused` is asked before, and
+/// each time that `wakes` is notified.
+async fn rest(exec: &Executor, began_us: u64, wakes: &Notify, is_roused: impl Fn() -> bool) {
+    let took_us = exec.now_us() - began_us;
+    let until_us = exec.now_us() + (took_us * REST_TIMES).min(REST_US_MAX);
+    while !is_roused() && exec.now_us() < until_us {
+        let time_is_up = exec.sleep_us(until_us - exec.now_us());
+        either(time_is_up, wakes.wait()).await;
     }
 }
 

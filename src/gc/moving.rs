@@ -27,7 +27,7 @@ use crate::btree::Tree;
 use crate::disk::{Buf, Latch, Stopped, answers};
 use crate::index::Extent;
 use crate::stats::Counter;
-use crate::task::{Executor, Notify, either, yield_now};
+use crate::task::{Executor, Notify, yield_now};
 use crate::units::{BucketNr, Gen, Inode, SECTOR_BYTES, Sector};
 
 /// Extents looked at in one step.
@@ -36,11 +36,6 @@ const SLICE_EXTENTS: usize = 2048;
 const BATCH_EXTENTS: usize = 64;
 /// Sectors moved at once: 1 MiB, or one extent.
 const BATCH_SECTORS: u64 = 2048;
-
-/// A pass that is not the last resort of a cache that starves begins after so many times what the last one took, at
-/// most `REST_US_MAX` later: it looks at all keys, and a fast device asks for one all the time.
-const REST_TIMES: u64 = 8;
-const REST_US_MAX: u64 = 1_000_000;
 
 /// A bucket that is being filled.
 #[derive(Clone, Copy)]
@@ -99,8 +94,8 @@ impl Mover {
                 let began_us = self.exec.now_us();
                 // A failure has tripped the latch.
                 let moved = self.pass().await;
-                let took_us = self.exec.now_us() - began_us;
-                self.rest((took_us * REST_TIMES).min(REST_US_MAX)).await;
+                let wakes = &self.tree.alloc.move_due;
+                super::rest(&self.exec, began_us, wakes, || self.is_roused()).await;
                 if moved.is_ok_and(|sectors| sectors > 0) {
                     continue;
                 }
@@ -113,22 +108,10 @@ impl Mover {
         self.ended.notify();
     }
 
-    /// Whether nothing but moving makes room.
-    fn is_last_resort(&self) -> bool {
-        self.tree.alloc.is_starving() && !self.tree.alloc.is_cleaning()
-    }
-
-    /// Leaves the maps alone for a while, unless nobody else makes room meanwhile.
-    async fn rest(&self, us: u64) {
-        let until_us = self.exec.now_us() + us;
-        while !self.is_over()
-            && self.enabled.get()
-            && !self.is_last_resort()
-            && self.exec.now_us() < until_us
-        {
-            let rest = self.exec.sleep_us(until_us - self.exec.now_us());
-            either(rest, self.tree.alloc.move_due.wait()).await;
-        }
+    /// Whether it may not rest: it is to end, or nothing else makes room.
+    fn is_roused(&self) -> bool {
+        let alloc = &self.tree.alloc;
+        self.is_over() || !self.enabled.get() || alloc.is_starving() && !alloc.is_cleaning()
     }
 
     fn is_over(&self) -> bool {

@@ -27,32 +27,30 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::primitive::{AtomicU64, AtomicUsize, Ordering, fence};
+use crate::stats::Apart;
 
 /// A slot that no reader has.
 const FREE: u64 = u64::MAX;
 /// A slot whose reader looks at nothing until it comes back.
 const OFFLINE: u64 = u64::MAX - 1;
 
-/// One reader's slot, alone on its pair of cache lines.
-#[repr(align(128))]
-struct Slot(AtomicU64);
-
 /// What the indexes of a cache set share: the epoch, and how far each reading thread has come.
 pub struct Domain {
-    epoch: Slot,
+    epoch: Apart<AtomicU64>,
     /// Slots at and above this were never used.
     used: AtomicUsize,
-    slots: Box<[Slot]>,
+    /// How far each reader has come.
+    slots: Box<[Apart<AtomicU64>]>,
 }
 
 impl Domain {
     /// A domain for at most `max_readers` threads at a time (128 bytes each).
     pub fn new(max_readers: usize) -> Arc<Domain> {
         Arc::new(Domain {
-            epoch: Slot(AtomicU64::new(1)),
+            epoch: Apart(AtomicU64::new(1)),
             used: AtomicUsize::new(0),
             slots: (0..max_readers)
-                .map(|_| Slot(AtomicU64::new(FREE)))
+                .map(|_| Apart(AtomicU64::new(FREE)))
                 .collect(),
         })
     }

@@ -118,6 +118,17 @@ pub enum Lookup {
     },
 }
 
+impl Lookup {
+    /// What the first extent that ends behind `at` says of that position.
+    #[inline(always)]
+    fn by(extent: Extent, at: Sector) -> Lookup {
+        match extent.start <= at {
+            true => Lookup::Hit(extent),
+            false => Lookup::Hole { next: extent.start },
+        }
+    }
+}
+
 /// The readers' side of one volume's map.
 pub struct Index {
     /// Never null: an empty map is an empty leaf.
@@ -159,10 +170,7 @@ impl Index {
             // Which of these lines it will be is known only once those of the ends are here.
             leaf.prefetch_rest();
             if let Some(extent) = leaf.get(leaf.rank(from)) {
-                if extent.start <= at {
-                    return Lookup::Hit(extent);
-                }
-                return Lookup::Hole { next: extent.start };
+                return Lookup::by(extent, at);
             }
             // The rest of the leaf's range is a hole: the next extent is in the next leaf.
             from = upper;

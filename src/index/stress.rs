@@ -53,16 +53,14 @@ fn read(shared: &Shared, reader: &Reader, seed: u64, rounds: u64) -> u64 {
         let at = [(); TOGETHER].map(|()| Sector(random.below(SPACE)));
         let n = 1 + random.below(TOGETHER as u64) as usize;
         let known = at.map(|at| shared.versions[block_of(at)].load(Ordering::Acquire));
-        let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
         let at = &at[..n];
-        match looks % 2 {
-            0 => shared.index.lookup_all(reader, at, &mut found[..n]),
+        let found = match looks % 2 {
+            0 => shared.index.lookup_all(reader, at)[..n].to_vec(),
             _ => {
-                for (at, found) in at.iter().zip(&mut found) {
-                    *found = shared.index.lookup(reader, *at);
-                }
+                let look = |&at: &Sector| shared.index.lookup(reader, at);
+                at.iter().map(look).collect()
             }
-        }
+        };
         looks += n as u64;
         for ((&at, known), found) in at.iter().zip(known).zip(found) {
             let Lookup::Hit(extent) = found else {

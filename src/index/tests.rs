@@ -169,8 +169,7 @@ impl Pair {
                 let many: Vec<_> = (0..TOGETHER as u64)
                     .map(|i| Sector(at.saturating_add(i * i * 7)))
                     .collect();
-                let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
-                index.lookup_all(&self.reader, &many, &mut found);
+                let found = index.lookup_all(&self.reader, &many);
                 for (at, found) in many.iter().zip(found) {
                     assert_eq!(found, self.model.lookup(at.0));
                 }

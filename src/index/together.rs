@@ -12,14 +12,15 @@ use crate::units::Sector;
 pub const TOGETHER: usize = 16;
 
 impl Index {
-    /// Puts into `found` what there is at each of as many positions, [`TOGETHER`] at most: as
-    /// [`lookup`](Self::lookup) for one after the other.
+    /// What there is at each of several positions, [`TOGETHER`] at most: as
+    /// [`lookup`](Self::lookup) for one after the other. Beyond as many as there are positions the
+    /// array says nothing.
     ///
     /// # Panics
     /// When `reader` is of another domain than the writer, or there are too many positions.
-    pub fn lookup_all(&self, reader: &Reader, positions: &[Sector], found: &mut [Lookup]) {
+    pub fn lookup_all(&self, reader: &Reader, positions: &[Sector]) -> [Lookup; TOGETHER] {
         reader.enter(&self.domain);
-        assert!(positions.len() <= TOGETHER && positions.len() == found.len());
+        let mut found = [Lookup::Hole { next: Sector::MAX }; TOGETHER];
         let mut ways = [(self.root(), 0); TOGETHER];
         let ways = &mut ways[..positions.len()];
         // SAFETY: the reader is of our domain and online, and quiesces after this at the earliest.
@@ -30,16 +31,16 @@ impl Index {
             *place = leaf.rank(within(*at));
             leaf.prefetch_entry(*place);
         }
-        for (((node, place), &at), found) in ways.iter().zip(positions).zip(found) {
+        for (((node, place), &at), found) in ways.iter().zip(positions).zip(&mut found) {
             // SAFETY: as above.
             *found = match unsafe { node.leaf() }.get(*place) {
-                Some(extent) if extent.start <= at => Lookup::Hit(extent),
-                Some(extent) => Lookup::Hole { next: extent.start },
+                Some(extent) => Lookup::by(extent, at),
                 // The next extent is in another leaf.
                 // SAFETY: as above.
                 None => unsafe { self.find(at) },
             };
         }
+        found
     }
 }
 

@@ -152,28 +152,35 @@ impl Writer {
         // SAFETY: we are the writer, and the leaf is retired only at the end of this function.
         let leaf = unsafe { old.leaf() };
         leaf.prefetch_rest();
-        let (mut kept, mut gone) = ([EMPTY; FAN], [EMPTY; FAN]);
-        let (mut kept_len, mut gone_len) = (0, 0);
-        for extent in leaf.extents(0) {
-            let (list, len) = match goes(&extent) {
-                true => (&mut gone, &mut gone_len),
-                false => (&mut kept, &mut kept_len),
-            };
-            list[*len] = extent;
-            *len += 1;
+        let mut gone = 0u64;
+        for (place, extent) in leaf.extents(0).enumerate() {
+            gone |= u64::from(goes(&extent)) << place;
         }
-        if gone_len == 0 {
+        if gone == 0 {
             return next;
         }
-        if kept_len <= THIN && path.top > 0 {
-            for extent in &gone[..gone_len] {
+        let extents = leaf.extents(0).enumerate();
+        let is_going = |place: usize| gone >> place & 1 == 1;
+        let gone_len = gone.count_ones() as usize;
+        if leaf.len() - gone_len <= THIN && path.top > 0 {
+            // Copied, because the leaf is replaced with the first of them.
+            let going = extents.filter(|(place, _)| is_going(*place));
+            for (_, extent) in going.collect::<Vec<_>>() {
                 self.remove(extent.start, extent.end(), &mut |_| ());
             }
             return next;
         }
+        let mut kept = std::mem::take(&mut self.scratch.extents);
+        kept.clear();
+        kept.extend(
+            extents
+                .filter(|(place, _)| !is_going(*place))
+                .map(|(_, extent)| extent),
+        );
         let page = self.page();
         // SAFETY: the page is ours alone, initialised, and large enough for a leaf.
-        unsafe { (*page.cast::<Leaf>()).fill(&kept[..kept_len]) };
+        unsafe { (*page.cast::<Leaf>()).fill(&kept) };
+        self.scratch.extents = kept;
         self.replace(&path, 0, Node::new(page, 0));
         self.retire(old);
         self.recount(gone_len as u64, 0);

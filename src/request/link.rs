@@ -10,7 +10,7 @@ use super::front::FILLS_MAX;
 use super::msg::{self, FrontRings, Hello, Message};
 use super::space::Stream;
 use super::volume::{Attached, SetShared};
-use crate::index::{Extent, Lookup, Reader};
+use crate::index::{Extent, Lookup, Reader, TOGETHER};
 use crate::units::{Gen, Sector};
 
 /// Host I/Os that are counted before the others are told.
@@ -158,14 +158,15 @@ impl Link {
     }
 
     /// Looks up several positions at once, and fetches what [`found`](Self::found) will look at.
-    pub(super) fn find_all(&self, at: &[Sector], found: &mut [Lookup]) {
-        self.attached.index.lookup_all(&self.reader, at, found);
+    pub(super) fn find_all(&self, at: &[Sector]) -> [Lookup; TOGETHER] {
+        let found = self.attached.index.lookup_all(&self.reader, at);
         let gens = &self.set().gens;
-        for lookup in found {
+        for lookup in &found[..at.len()] {
             if let Lookup::Hit(e) = lookup {
                 gens.prefetch(gens.bucket_of(e.at));
             }
         }
+        found
     }
 
     /// What a lookup of `at` just now means, up to `max` sectors.

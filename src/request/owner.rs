@@ -551,10 +551,9 @@ impl Owner {
         }
         volume.throughs.borrow_mut().hold(start, end);
         volume.changed(start, end);
-        // A stale extent is as good as none, once that is so on disk too.
-        let (tree, mut cached) = (&self.tree, false);
-        tree.scan(volume.inode, start, end, &mut |e| {
-            cached = tree.is_fresh(&e) || tree.alloc.is_invalid_in_memory_only(&e);
+        let mut cached = false;
+        self.tree.scan(volume.inode, start, end, &mut |e| {
+            cached = !self.tree.is_stale_for_good(&e);
             !cached
         });
         if !cached {

@@ -86,9 +86,7 @@ fn measure(count: u64, in_order: bool) {
     });
     let batched = best(looks / TOGETHER as u64, |_| {
         let positions = [(); TOGETHER].map(|()| Sector(random.below(span)));
-        let mut found = [Lookup::Hole { next: Sector(0) }; TOGETHER];
-        index.lookup_all(&reader, &positions, &mut found);
-        black_box(found);
+        black_box(index.lookup_all(&reader, &positions));
     }) / TOGETHER as f64;
     let writes = 1_000_000;
     let replace = best(writes, |i| {

@@ -22,9 +22,6 @@ pub const FILL_SECTORS_MAX: u32 = 2048;
 /// it, and its answer would be later for nothing.
 const LOOKUPS_ALONE: usize = 8;
 
-/// Fills arrays.
-const NOTHING: Lookup = Lookup::Hole { next: Sector(0) };
-
 impl<L: Lane> Front<L> {
     /// Takes a new read: looks it up at once, or where many are under way with the next ones.
     #[inline]
@@ -51,14 +48,14 @@ impl<L: Lane> Front<L> {
             return 0;
         }
         let mut fresh = self.fresh.take();
-        let (mut at, mut found) = ([Sector(0); TOGETHER], [NOTHING; TOGETHER]);
+        let mut at = [Sector(0); TOGETHER];
         // Before the lookups: what changes later must be noticed.
         let seen = link.attached.changes.load(Ordering::Acquire);
         for (at, io) in at.iter_mut().zip(&fresh) {
             *at = io.start.get();
             io.seen.set(seen);
         }
-        link.find_all(&at[..n], &mut found[..n]);
+        let found = link.find_all(&at[..n]);
         for (io, found) in fresh.drain(..).zip(found) {
             self.start_read(io, Some(found));
         }
