@@ -1,9 +1,8 @@
 """How the number of cached extents shows: requests a second on hits, and memory, from 64 K extents on.
 
 Null bdevs, for they have terabytes and cost nothing: what is left is the map. A volume of so many blocks of 4 KiB is
-read at random until nearly all of them are in the cache: each miss makes an extent of one block, and neighbours are
-cached at unrelated places, so that no two can be one. Then the same reads hit. bdevperf, 4 KiB, 128 in flight, one
-core.
+read at random until the reads hit: each miss makes an extent of one block, and neighbours are cached at unrelated
+places, so that no two can be one. Then the same reads are measured. bdevperf, 4 KiB, 128 in flight, one core.
 """
 
 import statistics
@@ -48,7 +47,7 @@ def hits(live):
 
 
 def fill(live, extents, options, status):
-    """Reads until nearly all blocks are cached."""
+    """Reads until reads hit."""
     deadline = time.monotonic() + 30 + extents * READS_A_BLOCK / SLOWEST
     while True:
         live.call("bdev_bcache_reset_stats", name="Over0")
