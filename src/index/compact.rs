@@ -63,7 +63,7 @@ impl Writer {
         // the old node is in the tree, whose writer we are.
         unsafe {
             if level == 0 {
-                (*page.cast::<Leaf>()).clone_from(old.leaf());
+                (*page.cast::<Leaf>()).copy_from(old.leaf());
             } else {
                 let inner = old.inner();
                 let list = &mut self.scratch.children;

@@ -9,8 +9,9 @@
 //!  owner:    Domain ◀── advance, passed ── Writer ──┴─ insert, remove (copies of pages)
 //!                                             └─ retired pages ─▶ ready ─▶ slab
 //! ```
-//! A B+tree with a fan-out of 64 (`page`). Leaves never change: to insert, the writer copies one
-//! with the change made (`writer`) and replaces the pointer to it. When the change does not stay
+//! A B+tree with a fan-out of 64 (`page`). To insert, the writer copies a leaf with the change made
+//! (`writer`) and replaces the pointer to it. Only an extent that takes the place of one of exactly the
+//! same sectors is changed where it is, as where those lie is one word. When the change does not stay
 //! inside of one leaf (it splits, merges, or the extent crosses the range of one), the leaves it
 //! touches are built anew, then their parents over them, upwards until what was built covers just
 //! the range of one old node (`rebuild`); the pointer to that is replaced. So **every change is one
@@ -19,7 +20,8 @@
 //!
 //! # Why a lookup is right
 //! * *It sees whole pages.* A pointer is stored with `Release` after its page was written and
-//!   loaded with `Acquire`; a page that is reachable is never written again, but for such stores.
+//!   loaded with `Acquire`; a page that is reachable is never written again, but for such stores. Of
+//!   an entry of a leaf one word changes, which a lookup loads once: it has the old or the new one.
 //! * *It sees a map that was true while it ran.* A node that is replaced is never changed
 //!   afterwards. A reader in it came there before that, so the children it finds there were right
 //!   at some moment since the lookup began. No extent crosses from the range of one leaf into

@@ -1,13 +1,16 @@
 //! Pages: what a node of the tree looks like in memory.
 //!
-//! Two kinds, both [`PAGE_BYTES`] long and on cache lines of their own. A [`Leaf`] never changes
-//! once a reader can reach it. An [`Inner`] changes in one way only: a child is replaced by
-//! another of exactly the same range, in one store.
+//! Two kinds, both [`PAGE_BYTES`] long and on cache lines of their own. Once a reader can reach one,
+//! it changes in one way only, in one store: in a [`Leaf`] an extent by another of exactly the same
+//! sectors of the volume, in an [`Inner`] a child by another of exactly the same range.
 //!
 //! Searching is counting. `rank` counts the keys at or below a position over all 64, without a
 //! branch, which compilers turn into vector code even where the machine cannot compare 64-bit
 //! integers in vectors: for numbers below 2^63 the sign of a difference is the comparison. Unused
 //! keys are [`PAD`], above every position, so no length is needed.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::AtomicU64;
 
 use super::Extent;
 use super::primitive::{AtomicPtr, Ordering};
@@ -40,16 +43,18 @@ const _: () = assert!(size_of::<Inner>() <= PAGE_BYTES);
 pub(super) struct Page([u64; PAGE_BYTES / 8]);
 
 /// Up to 64 extents in order, none overlapping another.
-#[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Leaf {
     /// Where each one ends.
     ends: [u64; FAN],
     /// Where it lies: `at`, generation and dirty bit.
-    words: [u64; FAN],
+    words: Words,
     /// Its sectors; 0 for an unused entry.
     sizes: [u16; FAN],
 }
+
+/// What a leaf says of each place in one word, which the writer may replace while others read it.
+struct Words(UnsafeCell<[u64; FAN]>);
 
 /// Up to 64 children. Child `i` has the range from `keys[i - 1]` to `keys[i]`, and no extent
 /// crosses a key.
@@ -112,6 +117,38 @@ fn unpack(end: u64, word: u64, sectors: u16) -> Extent {
     }
 }
 
+impl Words {
+    /// A word, with all that was done before it was [`set`](Self::set).
+    #[inline(always)]
+    fn get(&self, place: usize) -> u64 {
+        self.atomic(place).load(Ordering::Acquire)
+    }
+
+    /// Replaces a word, at once for all readers.
+    #[inline(always)]
+    fn set(&self, place: usize, word: u64) {
+        self.atomic(place).store(word, Ordering::Release);
+    }
+
+    #[inline(always)]
+    fn atomic(&self, place: usize) -> &AtomicU64 {
+        assert!(place < FAN);
+        // SAFETY: the word is within the array and aligned. Who shares it goes through this
+        // function, but for the writer's copies, which only read, and it is the writer who sets.
+        unsafe { AtomicU64::from_ptr(self.0.get().cast::<u64>().add(place)) }
+    }
+
+    /// Makes these the copy of others.
+    ///
+    /// # Safety
+    /// The caller is the writer: nobody sets any of `source` meanwhile.
+    #[inline(always)]
+    unsafe fn copy_from(&mut self, source: &Words) {
+        // SAFETY: by the contract there are no other accesses than loads.
+        *self.0.get_mut() = unsafe { *source.0.get() };
+    }
+}
+
 impl Leaf {
     /// The place of the first extent that ends behind `at`; 64 if there is none in a full leaf.
     #[inline(always)]
@@ -127,7 +164,7 @@ impl Leaf {
         }
         Some(unpack(
             self.ends[place],
-            self.words[place],
+            self.words.get(place),
             self.sizes[place],
         ))
     }
@@ -146,7 +183,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn prefetch_rest(&self) {
         for place in (0..FAN).step_by(GROUP) {
-            prefetch(&self.words[place]);
+            prefetch(self.words.atomic(place));
         }
         prefetch(&self.sizes[0]);
         prefetch(&self.sizes[FAN / 2]);
@@ -156,7 +193,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn prefetch_entry(&self, place: usize) {
         let place = place.min(FAN - 1);
-        prefetch(&self.words[place]);
+        prefetch(self.words.atomic(place));
         prefetch(&self.sizes[place]);
     }
 
@@ -173,20 +210,60 @@ impl Leaf {
         place
     }
 
+    /// Whether an extent in this place has exactly these sectors of the volume.
+    #[inline(always)]
+    pub(super) fn is_exactly(&self, place: usize, extent: &Extent) -> bool {
+        place < FAN
+            && self.ends[place] == extent.end().0
+            && u32::from(self.sizes[place]) == extent.sectors
+    }
+
+    /// Says where the sectors of the extent in a place are from now on, at once for all readers.
+    ///
+    /// # Panics
+    /// When `extent` does not have exactly these sectors.
+    #[inline(always)]
+    pub(super) fn replace(&self, place: usize, extent: &Extent) {
+        assert!(self.is_exactly(place, extent));
+        self.words.set(place, pack(extent));
+    }
+
+    /// Makes this the copy of another.
+    ///
+    /// # Safety
+    /// The caller is the writer: nobody replaces anything in `source` meanwhile.
+    pub(super) unsafe fn copy_from(&mut self, source: &Leaf) {
+        self.ends = source.ends;
+        // SAFETY: by contract.
+        unsafe { self.words.copy_from(&source.words) };
+        self.sizes = source.sizes;
+    }
+
     /// Makes this the copy of `source` with the extents from `first` to before `last` replaced by
     /// `middle`. The result must fit.
-    pub(super) fn splice(&mut self, source: &Leaf, first: usize, last: usize, middle: &[Extent]) {
+    ///
+    /// # Safety
+    /// As for [`Leaf::copy_from`].
+    pub(super) unsafe fn splice(
+        &mut self,
+        source: &Leaf,
+        first: usize,
+        last: usize,
+        middle: &[Extent],
+    ) {
         // One copy of known length is quicker than several of just what is needed.
-        self.clone_from(source);
+        // SAFETY: by contract.
+        unsafe { self.copy_from(source) };
         let behind = first + middle.len();
+        let words = self.words.0.get_mut();
         if behind > last {
             let moved = FAN - behind;
             self.ends.copy_within(last..last + moved, behind);
-            self.words.copy_within(last..last + moved, behind);
+            words.copy_within(last..last + moved, behind);
             self.sizes.copy_within(last..last + moved, behind);
         } else if behind < last {
             self.ends.copy_within(last.., behind);
-            self.words.copy_within(last.., behind);
+            words.copy_within(last.., behind);
             self.sizes.copy_within(last.., behind);
             self.pad(FAN - (last - behind));
         }
@@ -201,9 +278,10 @@ impl Leaf {
 
     #[inline]
     fn put(&mut self, place: usize, extents: &[Extent]) {
+        let words = self.words.0.get_mut();
         for (i, extent) in extents.iter().enumerate() {
             self.ends[place + i] = extent.end().0;
-            self.words[place + i] = pack(extent);
+            words[place + i] = pack(extent);
             self.sizes[place + i] = extent.sectors as u16;
         }
     }
@@ -320,7 +398,8 @@ impl Node {
     #[inline(always)]
     pub(super) unsafe fn leaf<'a>(self) -> &'a Leaf {
         debug_assert_eq!(self.level(), 0);
-        // SAFETY: the page is a valid leaf for 'a by the contract above.
+        // SAFETY: the page is a valid leaf for 'a by the contract above; what the writer replaces in
+        // it meanwhile is in a cell and goes through atomics.
         unsafe { &*self.page().cast::<Leaf>() }
     }
 

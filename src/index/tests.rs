@@ -600,11 +600,55 @@ fn rewriting_needs_no_more_memory_when_readers_quiesce() {
     }
     let mut high = 0;
     for i in 0..50_000 {
-        writer.insert(extent(i % 1000 * 8, 8, i), &mut |_| {});
+        // Each time half a block further or back, so that no extent is just another's place.
+        let start = i % 1000 * 8 + i / 1000 % 2 * 4;
+        writer.insert(extent(start, 8, i), &mut |_| {});
         if i % 50 == 0 {
             reader.quiesce();
         }
         high = high.max(writer.bytes());
     }
     assert!(high <= 8 * 64 * 1024, "{high} bytes");
+}
+
+#[test]
+fn rewriting_the_same_sectors_needs_no_page_and_waits_for_no_reader() {
+    let domain = Domain::new(2);
+    let reader = domain.reader().unwrap();
+    let mut writer = Writer::new(domain);
+    for i in 0..1000 {
+        writer.insert(extent(i * 8, 8, i), &mut |_| {});
+        reader.quiesce();
+    }
+    let (index, bytes, open) = (writer.index(), writer.bytes(), writer.open.len());
+    for i in 1000..50_000 {
+        let (old, new) = (
+            extent(i % 1000 * 8, 8, i - 1000),
+            extent(i % 1000 * 8, 8, i),
+        );
+        let mut displaced = Vec::new();
+        writer.insert(new, &mut |extent| displaced.push(extent));
+        assert_eq!(displaced, [old]);
+        assert_eq!(index.lookup(&reader, new.start + 7), Lookup::Hit(new));
+    }
+    assert_eq!(
+        (writer.bytes(), writer.open.len(), writer.len()),
+        (bytes, open, 1000)
+    );
+    writer.verify();
+}
+
+#[test]
+fn an_extent_with_only_one_bound_of_another_does_not_take_its_place() {
+    for (start, sectors) in [(8, 4), (12, 4), (4, 12), (8, 12), (10, 4)] {
+        let mut pair = Pair::new(16);
+        for step in [
+            Step::Insert(extent(8, 8, 1)),
+            Step::Insert(extent(start, sectors, 2)),
+        ] {
+            pair.step(&step);
+        }
+        (0..32).for_each(|at| pair.step(&Step::Lookup(at)));
+        pair.writer.verify();
+    }
 }

@@ -3,7 +3,8 @@
 //! A change comes in three steps. First the extents it displaces are reported, piece by piece, from
 //! the tree as it is; nothing has been touched when the callback runs (nor if it panics). Then
 //! pages are built that no reader can see. Last, one store replaces a pointer, and the pages that
-//! it made unreachable are retired.
+//! it made unreachable are retired. An extent that takes the place of one of exactly the same sectors
+//! needs no page: the store replaces a word of the leaf.
 //!
 //! Retired pages go round: `open` collects them; a batch of them becomes `waiting` when the epoch
 //! is advanced; when every reader has passed the epoch they are `ready`, which is where new pages
@@ -250,8 +251,16 @@ impl Writer {
         new: Option<Extent>,
         displaced: &mut dyn FnMut(Extent),
     ) {
-        self.tidy(BATCH_PAGES, STEP_SLOTS, STEP_PAGES);
         let path = self.path(start);
+        // SAFETY: we are the writer, and the leaf is retired only at the end of this function.
+        let leaf = unsafe { path.steps[0].0.leaf() };
+        let first = leaf.rank(start);
+        if let Some(new) = new.filter(|new| leaf.is_exactly(first, new)) {
+            leaf.get(first).into_iter().for_each(displaced);
+            leaf.replace(first, &new);
+            return;
+        }
+        self.tidy(BATCH_PAGES, STEP_SLOTS, STEP_PAGES);
         if end > path.upper {
             let mut found = false;
             self.scan(Sector(start), Sector(end), &mut |extent| {
@@ -264,10 +273,7 @@ impl Writer {
             }
             return;
         }
-        // SAFETY: we are the writer, and the leaf is retired only at the end of this function.
-        let leaf = unsafe { path.steps[0].0.leaf() };
         leaf.prefetch_rest();
-        let first = leaf.rank(start);
         let last = leaf.place_from(first, end);
         if first == last && new.is_none() {
             return;
@@ -286,7 +292,8 @@ impl Writer {
         let page = self.page();
         // SAFETY: the page is ours alone, initialised, and large enough for a leaf.
         let copy = unsafe { &mut *page.cast::<Leaf>() };
-        copy.splice(leaf, first, last, &middle[..count]);
+        // SAFETY: we are the writer.
+        unsafe { copy.splice(leaf, first, last, &middle[..count]) };
         self.replace(&path, 0, Node::new(page, 0));
         self.retire(path.steps[0].0);
         self.recount(gone as u64, count as u64);
