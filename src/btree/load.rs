@@ -16,7 +16,7 @@ use super::{Pos, Space, Tree, extent_of};
 use crate::alloc::Use;
 use crate::disk::{BufFuture, IoError};
 use crate::format::bset::{BsetError, byte_of_part, each_key, node_read};
-use crate::format::key::{Key, KeyError, Ptr};
+use crate::format::key::{Key, KeyError, MAX_BYTES, Ptr};
 use crate::format::merge::{merge, merge_inner};
 use crate::index::{Bulk, Domain, Extent, Writer};
 use crate::limits::MAX_KEY_OFFSET;
@@ -284,6 +284,7 @@ impl Tree {
         let id = {
             let mut nodes = self.nodes.borrow_mut();
             let id = nodes.add(node);
+            nodes.set_extents(id, sectors as usize * SECTOR_BYTES / MAX_BYTES);
             if let Some(parent) = want.parent {
                 nodes.get_mut(parent).children.insert(want.end, id);
             }

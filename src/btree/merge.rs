@@ -208,8 +208,9 @@ impl Tree {
             let (first, last) = (nodes.get(ids[0]), nodes.get(ids[ids.len() - 1]));
             (first.start, last.end, first.parent)
         };
-        let parts = loop {
-            let parts = split(self.keys_of_range(start, end), self.fill_bytes());
+        let (parts, stale) = loop {
+            let (keys, stale) = self.keys_of_range(start, end);
+            let parts = split(keys, self.fill_bytes());
             if ids.len() > 1 && parts.len() >= ids.len() {
                 // They have filled up since.
                 return Ok(());
@@ -222,10 +223,12 @@ impl Tree {
             );
             // Planned anew after a wait: what is in the map then must all be in the keys.
             if self.take_buckets(need).await? {
-                break parts;
+                break (parts, stale);
             }
         };
-        let done = self.replace_leaves(ids, (start, end), parent, parts).await;
+        let done = self
+            .replace_leaves(ids, (start, end), parent, (parts, stale))
+            .await;
         self.leave_buckets();
         done
     }
@@ -235,11 +238,11 @@ impl Tree {
         ids: Vec<NodeId>,
         (start, end): (Pos, Pos),
         parent: Option<NodeId>,
-        parts: Vec<Vec<Key>>,
+        (parts, stale): (Vec<Vec<Key>>, i64),
     ) -> Result<(), Stopped> {
         let pins: Vec<JournalSeq> = {
             let mut nodes = self.nodes.borrow_mut();
-            let pins = ids.iter().filter_map(|&id| nodes.take_pending(id).1);
+            let pins = ids.iter().filter_map(|&id| nodes.take_pending(id).pin);
             let pins = pins.collect();
             self.alloc.set_node_debt(nodes.debt());
             pins
@@ -248,7 +251,7 @@ impl Tree {
         yield_now().await;
         let new = self.write_new(0, start, end, parts).await?;
         self.replace(parent, ids.clone(), &new).await?;
-        self.swap_leaves(&ids, &new);
+        self.swap_leaves(&ids, &new, stale);
         self.deferred.borrow_mut().pins.extend(pins);
         Ok(())
     }

@@ -43,7 +43,7 @@ use crate::task::{Notify, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
 pub use load::LoadError;
-use nodes::{Nodes, Room, Span};
+use nodes::{Marked, Nodes, Room, Span};
 use write::{Deferred, fill_bytes};
 
 /// A position in the order of keys.
@@ -71,6 +71,15 @@ pub struct JournalFull;
 struct Space {
     writer: Writer,
     dirty_sectors: u64,
+}
+
+impl Space {
+    /// Changes the map, and returns how many extents more there are then.
+    fn growth(&mut self, change: impl FnOnce(&mut Space)) -> i64 {
+        let before = self.writer.len() as i64;
+        change(self);
+        self.writer.len() as i64 - before
+    }
 }
 
 /// Flushes the backing devices that hold unflushed data of clean keys, and tells of which volumes
@@ -251,37 +260,38 @@ impl Tree {
     pub fn insert(&self, inode: Inode, extent: Extent) -> Result<(), JournalFull> {
         let key = key_of(inode, &extent);
         let seq = self.journal.add(&key).ok_or(JournalFull)?;
-        self.apply(inode, extent);
-        self.mark(inode, extent.start, extent.end(), Some(seq));
+        let grown = self.apply(inode, extent);
+        self.mark(Span::of(inode, &extent), Some(seq), grown);
         Ok(())
     }
 
     /// Inserts a clean extent that a crash may forget.
     pub fn insert_unlogged(&self, inode: Inode, extent: Extent) {
         assert!(!extent.dirty);
-        self.apply(inode, extent);
-        self.mark(inode, extent.start, extent.end(), None);
+        let grown = self.apply(inode, extent);
+        self.mark(Span::of(inode, &extent), None, grown);
     }
 
     /// Inserts an extent from the journal: its entry is pinned already or will be by this.
     pub(crate) fn replay(&self, inode: Inode, key: &Key, seq: JournalSeq) {
-        match key.data() {
-            Some(ptr) if key.size_sectors > 0 => {
-                let extent = extent_of(key, ptr);
-                self.with_space(inode, |s| s.writer.insert(extent, &mut |_| ()));
-            }
-            _ => self.with_space(inode, |s| {
-                s.writer.remove(key.start(), key.end, &mut |_| ());
-            }),
-        }
+        let (start, end) = (key.start(), key.end);
+        let grown = self.with_space(inode, |space| {
+            space.growth(|space| match key.data() {
+                Some(ptr) if key.size_sectors > 0 => {
+                    space.writer.insert(extent_of(key, ptr), &mut |_| ());
+                }
+                _ => space.writer.remove(start, end, &mut |_| ()),
+            })
+        });
         if key.size_sectors > 0 {
-            self.mark(inode, key.start(), key.end, Some(seq));
+            self.mark(Span { inode, start, end }, Some(seq), grown);
         }
     }
 
-    fn apply(&self, inode: Inode, extent: Extent) {
+    /// Returns how many extents more there are.
+    fn apply(&self, inode: Inode, extent: Extent) -> i64 {
         let (alloc, gens) = (&self.alloc, &self.alloc.gens);
-        self.with_space(inode, |space| {
+        let change = |space: &mut Space| {
             let dirty = &mut space.dirty_sectors;
             space.writer.insert(extent, &mut |old: Extent| {
                 count_out(alloc, &old, dirty);
@@ -291,7 +301,8 @@ impl Tree {
             if extent.dirty {
                 *dirty += u64::from(extent.sectors);
             }
-        });
+        };
+        self.with_space(inode, |space| space.growth(change))
     }
 
     /// Removes what the index has in a range, a bounded part of it a step, each part with its
@@ -350,19 +361,21 @@ impl Tree {
                 None => self.journal.room().await?,
             }
         };
-        self.remove_counted(inode, start, end);
-        self.mark(inode, start, end, Some(seq));
+        let grown = self.remove_counted(inode, start, end);
+        self.mark(Span { inode, start, end }, Some(seq), grown);
         Ok(())
     }
 
-    fn remove_counted(&self, inode: Inode, start: Sector, end: Sector) {
+    /// Returns how many extents more there are.
+    fn remove_counted(&self, inode: Inode, start: Sector, end: Sector) -> i64 {
         let alloc = &self.alloc;
-        self.with_space(inode, |space| {
+        let change = |space: &mut Space| {
             let dirty = &mut space.dirty_sectors;
             space.writer.remove(start, end, &mut |old: Extent| {
                 count_out(alloc, &old, dirty);
             });
-        });
+        };
+        self.with_space(inode, |space| space.growth(change))
     }
 
     /// Removes stale extents behind `from`, without a word in the journal (see [`crate::gc`]); looks
@@ -370,7 +383,7 @@ impl Tree {
     pub(crate) fn forget_stale(&self, inode: Inode, from: Sector, most: usize) -> Option<Sector> {
         let (mut looked, mut at) = (0, Some(from));
         // Neighbours are one run, with what nothing is in between them: one deletion on disk.
-        let mut runs: Vec<(Sector, Sector)> = Vec::new();
+        let mut runs: Vec<(Span, i64)> = Vec::new();
         let mut beside = false;
         self.with_space(inode, |space| {
             while let Some(from) = at.filter(|_| looked < most) {
@@ -379,10 +392,13 @@ impl Tree {
                     // No longer counted anywhere: nothing is to be counted out.
                     let goes = self.is_stale_for_good(e);
                     match runs.last_mut() {
-                        Some(run) if goes && beside && e.end() - run.0 <= DELETE_SECTORS_MAX => {
-                            run.1 = e.end();
+                        Some((run, grown))
+                            if goes && beside && e.end() - run.start <= DELETE_SECTORS_MAX =>
+                        {
+                            run.end = e.end();
+                            *grown -= 1;
                         }
-                        _ if goes => runs.push((e.start, e.end())),
+                        _ if goes => runs.push((Span::of(inode, e), -1)),
                         _ => {}
                     }
                     beside = goes;
@@ -390,8 +406,8 @@ impl Tree {
                 });
             }
         });
-        for (start, end) in runs {
-            self.mark(inode, start, end, None);
+        for (run, grown) in runs {
+            self.mark(run, None, grown);
         }
         at
     }
@@ -453,36 +469,21 @@ impl Tree {
         Ok(moved)
     }
 
-    /// Notes that a range has changed, and pins the entry that says so.
-    fn mark(&self, inode: Inode, start: Sector, end: Sector, seq: Option<JournalSeq>) {
-        let mut nodes = self.nodes.borrow_mut();
-        let mut at = start;
-        while at < end {
-            let leaf = nodes.leaves.behind((inode, at));
-            let leaf = leaf.expect("the last leaf ends at MAX_KEY");
-            let stop = if leaf.end.0 == inode {
-                end.min(leaf.end.1)
-            } else {
-                end
-            };
-            let full = nodes.note(
-                leaf.id,
-                Span {
-                    inode,
-                    start: at,
-                    end: stop,
-                },
-            );
-            match seq {
-                None => nodes.note_unlogged(leaf.id),
-                Some(seq) if nodes.pin(leaf.id, seq) => self.journal.pin(seq),
-                Some(_) => {}
-            }
-            if full {
-                self.work.notify();
-            }
-            self.alloc.set_node_debt(nodes.debt());
-            at = stop;
+    /// Notes that a range has changed, by so many keys more (see [`Nodes::mark`]), and pins the entry
+    /// that says so.
+    fn mark(&self, span: Span, seq: Option<JournalSeq>, grown: i64) {
+        let marked = self.nodes.borrow_mut().mark(span, seq, grown);
+        self.marked(marked);
+    }
+
+    /// Does what the table of nodes asks for.
+    fn marked(&self, marked: Marked) {
+        for seq in marked.pins {
+            self.journal.pin(seq);
+        }
+        self.alloc.set_node_debt(self.nodes.borrow().debt());
+        if marked.due {
+            self.work.notify();
         }
     }
 

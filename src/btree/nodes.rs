@@ -6,6 +6,7 @@ use super::leaves::{Leaf, Leaves};
 use super::{PENDING_SPANS, Pos};
 use crate::format::bset::HEADER_BYTES;
 use crate::format::key::{Key, MAX_BYTES, Ptr};
+use crate::index::Extent;
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Names a node in the table.
@@ -18,6 +19,44 @@ pub struct Span {
     pub inode: Inode,
     pub start: Sector,
     pub end: Sector,
+}
+
+impl Span {
+    /// The range of an extent.
+    pub fn of(inode: Inode, extent: &Extent) -> Span {
+        Span {
+            inode,
+            start: extent.start,
+            end: extent.end(),
+        }
+    }
+}
+
+/// What changed in a leaf since it was last written.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// Where. Bounded by what the journal can hold.
+    pub spans: Vec<Span>,
+    /// It is to be written anew for so many changes that where they were is not noted any more.
+    pub whole: bool,
+    /// The oldest entry with a key of it.
+    pub pin: Option<JournalSeq>,
+    changes: usize,
+    /// Extents that came, less none of those that went.
+    risen: i64,
+}
+
+impl Pending {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty() && !self.whole
+    }
+
+    /// Changes from now on are of the whole leaf.
+    fn become_whole(&mut self) {
+        self.spans = Vec::new();
+        self.whole = true;
+    }
 }
 
 /// A node.
@@ -40,10 +79,12 @@ pub struct Node {
     pub children: BTreeMap<Pos, NodeId>,
     /// Of an inner node: keys of replaced children that stand in its runs.
     pub freed_keys: u32,
-    /// Of a leaf: what changed. Bounded by what the journal can hold.
-    pub pending: Vec<Span>,
-    /// Of a leaf: the oldest entry with a key of `pending`.
-    pub pin: Option<JournalSeq>,
+    /// Of a leaf.
+    pub pending: Pending,
+    /// Of a leaf: how many fresh extents there are in its range beyond what a fresh node holds, at most.
+    pub grown: i64,
+    /// Of a leaf: it, or what it took the place of, was last written for very many changes.
+    hot: bool,
     /// Of a leaf: keys that stand in its runs, those that mean nothing any more included.
     pub written_keys: u32,
     queued: bool,
@@ -70,8 +111,9 @@ impl Node {
             parent: None,
             children: BTreeMap::new(),
             freed_keys: 0,
-            pending: Vec::new(),
-            pin: None,
+            pending: Pending::default(),
+            grown: 0,
+            hot: false,
             written_keys: 0,
             queued: false,
             unlogged: None,
@@ -81,7 +123,7 @@ impl Node {
     }
 
     /// Of a leaf: whether it has something pending that no entry has, and for which it was not yet asked.
-    pub fn unlogged(&self) -> bool {
+    fn unlogged(&self) -> bool {
         self.unlogged.is_some()
     }
 
@@ -95,6 +137,30 @@ impl Node {
             ptr: Some(self.ptr),
         }
     }
+}
+
+/// What is to be done about a mark.
+#[derive(Default, Debug)]
+pub struct Marked {
+    /// A leaf has just become due for writing.
+    pub due: bool,
+    /// Entries to be pinned, once each time.
+    pub pins: Vec<JournalSeq>,
+}
+
+impl Marked {
+    fn add(&mut self, other: Marked) {
+        self.due |= other.due;
+        self.pins.extend(other.pins);
+    }
+}
+
+/// What is to be done about leaves that took the place of others: first what is `new`.
+#[derive(Default, Debug)]
+pub struct Swapped {
+    pub new: Marked,
+    /// Pins of the old ones, to be given back.
+    pub unpins: Vec<JournalSeq>,
 }
 
 /// What the bookkeeping must know of the format.
@@ -114,22 +180,61 @@ impl Room {
         bytes.saturating_sub(HEADER_BYTES) / MAX_BYTES
     }
 
-    /// How many spans a leaf collects before it is due: as many as fit behind its last run, so that
-    /// what is due is as a rule a run and at worst two nodes; but no fewer than a fourth of a fresh
-    /// node, for a leaf is not written anew for a handful of keys.
-    fn spans_due(&self, node: &Node) -> usize {
-        let least = (self.fill_bytes / MAX_BYTES / 4).max(1);
-        self.keys_left(node).max(least).min(PENDING_SPANS)
+    /// How many extents a fresh node holds at most.
+    fn keys_fresh(&self) -> usize {
+        (self.fill_bytes / MAX_BYTES).max(1)
     }
 
-    /// Nodes that a writing takes of a leaf with so many spans pending, beyond [`PARTS_MAX`]'s.
+    /// What [`Node::grown`] is of a leaf with so many extents.
+    fn beyond(&self, extents: usize) -> i64 {
+        extents as i64 - self.keys_fresh() as i64
+    }
+
+    /// Whether a leaf is due. It collects as many spans as fit behind its last run, so that what is
+    /// due is as a rule a run and at worst two nodes; but no fewer than a fourth of a fresh node, for
+    /// a leaf is not written anew for a handful of keys.
+    ///
+    /// What is more than fits has it written anew, for the same price whatever changed. So then it
+    /// waits until as much changed as two fresh nodes hold, as long as it would not become three of
+    /// them: of writes over the same blocks only the last ones are written. Where that came about, no
+    /// runs are written behind the new node's first either.
+    fn is_due(&self, node: &mut Node) -> bool {
+        let may_wait = node.grown < self.keys_fresh() as i64;
+        let left = match node.hot && may_wait {
+            true => 0,
+            false => self.keys_left(node),
+        };
+        let pending = &mut node.pending;
+        if !pending.whole {
+            let least = (self.keys_fresh() / 4).max(1);
+            if pending.spans.len() < left.max(least).min(PENDING_SPANS) {
+                return false;
+            }
+            if pending.spans.len() <= left || !may_wait {
+                return true;
+            }
+            pending.become_whole();
+        }
+        !may_wait || self.is_much(pending)
+    }
+
+    /// Whether as much changed as two fresh nodes hold.
+    fn is_much(&self, pending: &Pending) -> bool {
+        pending.changes >= 2 * self.keys_fresh()
+    }
+
+    /// Nodes that a writing takes of a leaf that is due, beyond [`PARTS_MAX`]'s.
     ///
     /// [`PARTS_MAX`]: crate::alloc::PARTS_MAX
     fn debt(&self, node: &Node) -> u32 {
-        if node.pending.len() <= self.keys_left(node) {
-            return 0;
+        let (keys, most) = match node.pending.whole {
+            true => (node.grown.max(0) as usize, self.keys_fresh()),
+            false => (node.pending.spans.len(), self.keys_left(node)),
+        };
+        match keys <= most {
+            true => 0,
+            false => (1 + keys * MAX_BYTES / self.fill_bytes) as u32,
         }
-        (1 + node.pending.len() * MAX_BYTES / self.fill_bytes) as u32
     }
 }
 
@@ -196,6 +301,11 @@ impl Nodes {
         self.debt as usize
     }
 
+    /// Says that a leaf has at most so many extents.
+    pub fn set_extents(&mut self, id: NodeId, extents: usize) {
+        self.get_mut(id).grown = self.room.beyond(extents);
+    }
+
     /// The node, if the id names one still.
     pub fn find(&self, id: NodeId) -> Option<&Node> {
         self.slots.get(id.0 as usize)?.as_ref()
@@ -253,7 +363,7 @@ impl Nodes {
 
     pub fn remove(&mut self, id: NodeId) -> Node {
         let node = self.slots[id.0 as usize].take().expect("node is live");
-        if let Some(seq) = node.pin {
+        if let Some(seq) = node.pending.pin {
             self.by_pin.remove(&(seq, id));
         }
         self.full.retain(|&other| other != id);
@@ -266,19 +376,57 @@ impl Nodes {
         self.slots.len() - self.free.len()
     }
 
-    /// Notes a span; true when the leaf has just become due for writing.
-    pub fn note(&mut self, id: NodeId, span: Span) -> bool {
+    /// Notes that a range changed, and that there are so many extents more in it (fewer, when
+    /// negative). The leaves need the entry `seq`; without one they are written before long.
+    pub fn mark(&mut self, span: Span, seq: Option<JournalSeq>, grown: i64) -> Marked {
+        let mut marked = Marked::default();
+        let mut at = span.start;
+        while at < span.end {
+            let leaf = self.leaves.behind((span.inode, at));
+            let leaf = leaf.expect("the last leaf ends at MAX_KEY");
+            let stop = match leaf.end.0 == span.inode {
+                true => span.end.min(leaf.end.1),
+                false => span.end,
+            };
+            let part = Span {
+                start: at,
+                end: stop,
+                ..span
+            };
+            // Who knows in which of several leaves; and what crosses their bounds is a key in each.
+            let grown = match part == span {
+                true => grown,
+                false => grown.max(0) + 1,
+            };
+            marked.due |= self.note(leaf.id, part, grown);
+            match seq {
+                None => self.note_unlogged(leaf.id),
+                Some(seq) if self.pin(leaf.id, seq) => marked.pins.push(seq),
+                Some(_) => {}
+            }
+            at = stop;
+        }
+        marked
+    }
+
+    /// True when the leaf has just become due for writing.
+    fn note(&mut self, id: NodeId, span: Span, grown: i64) -> bool {
         let room = self.room;
         let node = self.get_mut(id);
-        if let Some(last) = node.pending.last_mut() {
-            if last.inode == span.inode && last.end == span.start {
-                last.end = span.end;
-                return false;
+        node.grown += grown;
+        let pending = &mut node.pending;
+        pending.changes += 1;
+        pending.risen += grown.max(0);
+        if !pending.whole {
+            if let Some(last) = pending.spans.last_mut() {
+                if last.inode == span.inode && last.end == span.start {
+                    last.end = span.end;
+                    return false;
+                }
             }
+            pending.spans.push(span);
         }
-        node.pending.push(span);
-        let due = node.queued || node.pending.len() >= room.spans_due(node);
-        if !due {
+        if !room.is_due(node) && !node.queued {
             return false;
         }
         let (before, after) = (node.debt, room.debt(node));
@@ -291,19 +439,60 @@ impl Nodes {
         first
     }
 
+    /// Puts new leaves in the place of old ones. What was noted in those, since their extents were
+    /// gathered, goes on to the new ones; so many stale extents were beside them.
+    pub fn swap(&mut self, old: &[NodeId], new: &[NodeId], stale: i64) -> Swapped {
+        let unlogged = old.iter().any(|&id| self.get(id).unlogged());
+        let hot = old.iter().all(|&id| self.get(id).hot);
+        let mut left: Vec<Pending> = Vec::new();
+        for &id in old {
+            left.push(self.take_pending(id));
+            let end = self.get(id).end;
+            self.leaves.remove(end);
+            self.pass_demand(id, new);
+            self.remove(id);
+        }
+        // In which of the new ones nobody knows.
+        let grown = stale + left.iter().map(|pending| pending.risen).sum::<i64>();
+        for &id in new {
+            self.add_leaf(id);
+            let node = self.get_mut(id);
+            node.grown += grown;
+            node.hot = hot;
+            if unlogged {
+                self.note_unlogged(id);
+            }
+        }
+        // A leaf keeps the entry that it needs first.
+        left.sort_by_key(|pending| pending.pin);
+        let mut swapped = Swapped::default();
+        for pending in left {
+            for &span in &pending.spans {
+                swapped.new.add(self.mark(span, pending.pin, 0));
+            }
+            for &id in new.iter().filter(|_| pending.whole) {
+                self.get_mut(id).pending.become_whole();
+                let pinned = pending.pin.filter(|&seq| self.pin(id, seq));
+                swapped.new.pins.extend(pinned);
+            }
+            swapped.unpins.extend(pending.pin);
+        }
+        swapped
+    }
+
     /// Remembers that the leaf needs an entry; true when it has to be pinned for that.
-    pub fn pin(&mut self, id: NodeId, seq: JournalSeq) -> bool {
-        let node = self.get_mut(id);
-        if node.pin.is_some() {
+    fn pin(&mut self, id: NodeId, seq: JournalSeq) -> bool {
+        let pin = &mut self.get_mut(id).pending.pin;
+        if pin.is_some() {
             return false;
         }
-        node.pin = Some(seq);
+        *pin = Some(seq);
         self.by_pin.insert((seq, id));
         true
     }
 
     /// Remembers that the leaf has something pending that no entry has.
-    pub fn note_unlogged(&mut self, id: NodeId) {
+    fn note_unlogged(&mut self, id: NodeId) {
         let tick = self.tick;
         let node = self.get_mut(id);
         if node.unlogged.is_none() {
@@ -350,14 +539,16 @@ impl Nodes {
     }
 
     /// Takes what is pending, and the pin that goes with it.
-    pub fn take_pending(&mut self, id: NodeId) -> (Vec<Span>, Option<JournalSeq>) {
+    pub fn take_pending(&mut self, id: NodeId) -> Pending {
+        let room = self.room;
         let node = self.get_mut(id);
         node.queued = false;
         node.unlogged = None;
+        node.hot = room.is_much(&node.pending);
         let debt = std::mem::take(&mut node.debt);
-        let taken = (std::mem::take(&mut node.pending), node.pin.take());
+        let taken = std::mem::take(&mut node.pending);
         self.debt -= debt;
-        if let Some(seq) = taken.1 {
+        if let Some(seq) = taken.pin {
             self.by_pin.remove(&(seq, id));
         }
         taken
@@ -409,7 +600,7 @@ impl Nodes {
     }
 
     /// Passes on to `new` that `old` was asked for.
-    pub fn pass_demand(&mut self, old: NodeId, new: &[NodeId]) {
+    fn pass_demand(&mut self, old: NodeId, new: &[NodeId]) {
         if self.demand.remove(&old) {
             self.demand.extend(new);
         }
@@ -476,5 +667,89 @@ mod tests {
         nodes.note_unlogged(id);
         let (tick, due) = asked(&mut nodes).expect("it is asked for");
         assert!((3..=4).contains(&tick) && due == [id], "{tick} {due:?}");
+    }
+
+    const FRESH: u64 = 4096 / MAX_BYTES as u64;
+
+    fn block(nr: u64) -> Span {
+        Span {
+            inode: Inode(0),
+            start: Sector(nr * 8),
+            end: Sector(nr * 8 + 8),
+        }
+    }
+
+    /// Marks blocks, every second of so many in turn, until a leaf is due; how many those are.
+    fn marked_until_due(nodes: &mut Nodes, blocks: u64, grown: i64) -> Option<u64> {
+        let mut marks = 0..10 * FRESH;
+        marks.find(|i| {
+            let span = block(i % blocks * 2);
+            nodes.mark(span, Some(JournalSeq(7)), grown).due
+        })
+    }
+
+    #[test]
+    fn a_leaf_that_is_full_waits_for_more_changes_but_not_for_more_extents() {
+        let (mut nodes, id) = one_leaf();
+        // What fits behind the last run is written soon, as a run.
+        nodes.get_mut(id).sectors = 16;
+        nodes.set_extents(id, FRESH as usize);
+        let room = nodes.room.keys_left(nodes.get(id)) as u64;
+        assert!(room > FRESH);
+        assert_eq!(marked_until_due(&mut nodes, 100, 0), Some(room - 1));
+        assert!(!nodes.take_pending(id).whole && nodes.debt() == 0);
+        // Where nothing fits, it waits.
+        nodes.get_mut(id).written_blocks = 2;
+        assert_eq!(marked_until_due(&mut nodes, 100, 0), Some(2 * FRESH - 1));
+        let pending = nodes.take_pending(id);
+        assert!(pending.whole && pending.spans.is_empty());
+        assert!(pending.pin == Some(JournalSeq(7)) && nodes.debt() == 0);
+        // But not until it would become more than three nodes.
+        assert_eq!(marked_until_due(&mut nodes, 1000, 1), Some(FRESH - 1));
+        assert!(nodes.take_pending(id).whole);
+        let due = marked_until_due(&mut nodes, 1000, 1).expect("a fourth of a fresh node");
+        assert_eq!((due, nodes.take_pending(id).whole), (FRESH / 4 - 1, false));
+        // Extents that go make room for others.
+        for i in 0..FRESH {
+            nodes.mark(block(i), Some(JournalSeq(8)), -1);
+        }
+        nodes.take_pending(id);
+        let due = marked_until_due(&mut nodes, 1000, 1);
+        assert_eq!(due, Some(FRESH - FRESH / 4 - 1));
+    }
+
+    #[test]
+    fn leaves_in_the_place_of_others_keep_what_was_noted_and_the_oldest_pin() {
+        for whole in [false, true] {
+            let (mut nodes, left) = one_leaf();
+            let halves = |nodes: &mut Nodes| {
+                let (start, end, ptr) = {
+                    let node = nodes.get(left);
+                    (node.start, node.end, node.ptr)
+                };
+                let middle = (Inode(0), Sector(800));
+                [(start, middle), (middle, end)]
+                    .map(|(from, to)| nodes.add(Node::new(0, from, to, ptr, BucketNr(1), 8)))
+            };
+            let two = halves(&mut nodes);
+            let swapped = nodes.swap(&[left], &two, 0);
+            assert!(swapped.new.pins.is_empty() && swapped.unpins.is_empty());
+            // The one in front needs a later entry than the one behind.
+            nodes.mark(block(1), Some(JournalSeq(9)), 0);
+            nodes.mark(block(200), Some(JournalSeq(5)), 0);
+            if whole {
+                nodes.get_mut(two[0]).pending.become_whole();
+            }
+            let (start, end) = (nodes.get(two[0]).start, nodes.get(two[1]).end);
+            let ptr = nodes.get(two[0]).ptr;
+            let one = nodes.add(Node::new(0, start, end, ptr, BucketNr(1), 8));
+            let swapped = nodes.swap(&two, &[one], 3);
+            assert_eq!(swapped.new.pins, [JournalSeq(5)]);
+            assert_eq!(swapped.unpins, [JournalSeq(5), JournalSeq(9)]);
+            let pending = &nodes.get(one).pending;
+            assert_eq!((pending.pin, pending.whole), (Some(JournalSeq(5)), whole));
+            assert!(whole || pending.spans == [block(200), block(1)]);
+            assert_eq!(nodes.due(Some(JournalSeq(5)), 8), [one]);
+        }
     }
 }

@@ -213,7 +213,7 @@ impl Tree {
             self.alloc.release_meta(bucket, generation);
         }
         for span in done.unvouched {
-            self.mark(span.inode, span.start, span.end, None);
+            self.mark(span, None, 0);
         }
         Ok(())
     }
@@ -267,17 +267,21 @@ impl Tree {
 
     fn plan_append(&self, id: NodeId) -> Plan {
         let mut nodes = self.nodes.borrow_mut();
-        if nodes.get(id).pending.is_empty() && nodes.get(id).pin.is_none() {
+        let pending = &nodes.get(id).pending;
+        if pending.is_empty() && pending.pin.is_none() {
             return Plan::Nothing;
         }
-        let spans = merge_spans(nodes.get(id).pending.clone());
+        if pending.whole {
+            return Plan::Rewrite;
+        }
+        let spans = merge_spans(pending.spans.clone());
         let keys = self.keys_of_spans(&spans);
         let node = nodes.get(id);
         if node.stale || !self.fits(node, encoded_bytes(&keys)) {
             return Plan::Rewrite;
         }
         let (ptr, seq, at_block) = (node.ptr, node.seq, node.written_blocks);
-        let (_, pin) = nodes.take_pending(id);
+        let pin = nodes.take_pending(id).pin;
         nodes.get_mut(id).written_keys += keys.len() as u32;
         self.alloc.set_node_debt(nodes.debt());
         drop(nodes);
@@ -432,9 +436,9 @@ impl Tree {
         self.join_leaves(vec![id]).await
     }
 
-    /// All fresh extents in a range of positions as keys.
-    pub(super) fn keys_of_range(&self, start: Pos, end: Pos) -> Vec<Key> {
-        let mut keys = Vec::new();
+    /// All fresh extents in a range of positions as keys, and how many stale ones there are besides.
+    pub(super) fn keys_of_range(&self, start: Pos, end: Pos) -> (Vec<Key>, i64) {
+        let (mut keys, mut stale) = (Vec::new(), 0);
         let inodes: Vec<Inode> = {
             let spaces = self.spaces.borrow();
             spaces.range(start.0..=end.0).map(|(&i, _)| i).collect()
@@ -446,11 +450,13 @@ impl Tree {
                 if self.is_fresh(&e) {
                     let cut = e.cut(e.start.max(from), e.end().min(to));
                     keys.push(key_of(inode, &cut));
+                } else {
+                    stale += 1;
                 }
                 true
             });
         }
-        keys
+        (keys, stale)
     }
 
     /// Writes new nodes of one level that together cover a range; they are in no parent yet.
@@ -473,7 +479,10 @@ impl Tree {
             };
             let mut node = Node::new(level, from, to, ptr, bucket, self.node_sectors());
             node.seq = self.rng.nonzero();
-            ids.push(self.nodes.borrow_mut().add(node));
+            let mut nodes = self.nodes.borrow_mut();
+            let id = nodes.add(node);
+            nodes.set_extents(id, keys.len());
+            ids.push(id);
             from = to;
         }
         self.write_first_sets(&ids, &parts).await?;
@@ -668,34 +677,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Puts new leaves in the place of old ones in memory. What was noted in the old ones while
-    /// they were written goes on to them.
-    pub(super) fn swap_leaves(&self, old: &[NodeId], new: &[NodeId]) {
-        let mut left: Vec<(Vec<Span>, Option<JournalSeq>)> = Vec::new();
-        {
-            let mut nodes = self.nodes.borrow_mut();
-            let unlogged = old.iter().any(|&id| nodes.get(id).unlogged());
-            for &id in old {
-                left.push(nodes.take_pending(id));
-                let end = nodes.get(id).end;
-                nodes.leaves.remove(end);
-                nodes.pass_demand(id, new);
-                nodes.remove(id);
-            }
-            for &leaf in new {
-                nodes.add_leaf(leaf);
-                if unlogged {
-                    nodes.note_unlogged(leaf);
-                }
-            }
-        }
-        for (spans, pin) in left {
-            for span in spans {
-                self.mark(span.inode, span.start, span.end, pin);
-            }
-            if let Some(seq) = pin {
-                self.journal.unpin(seq);
-            }
+    /// Puts new leaves in the place of old ones in memory: see [`Nodes::swap`].
+    ///
+    /// [`Nodes::swap`]: super::nodes::Nodes::swap
+    pub(super) fn swap_leaves(&self, old: &[NodeId], new: &[NodeId], stale: i64) {
+        let swapped = self.nodes.borrow_mut().swap(old, new, stale);
+        self.marked(swapped.new);
+        for seq in swapped.unpins {
+            self.journal.unpin(seq);
         }
     }
 

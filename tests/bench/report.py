@@ -169,7 +169,7 @@ class Targets:
         small, large = good.get(min(good, default=0)), good.get(max(good, default=0))
         several = len(good) > 1
         self.least("hits with %s extents, of those with %s (64 M is meant)" % tuple(
-            scale.count_name(result["extents"] if result else 0) for result in (large, small)), 0.4,
+            scale.count_name(result["extents"]) if result else "?" for result in (large, small)), 0.4,
             large["iops"] / small["iops"] if several else None, percent)
         self.most("memory an extent", 32, large["index_bytes"] / large["extents"] if large else None,
                   lambda value: "%.1f bytes" % value)
