@@ -348,6 +348,19 @@ impl Tree {
     }
 
     async fn delete_run(&self, inode: Inode, start: Sector, end: Sector) -> Result<(), Stopped> {
+        while self.delete_now(inode, start, end).is_err() {
+            self.journal.room().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes all that the index has in a range of 16 MiB at most (what one key can delete), with its
+    /// deletion in the journal.
+    ///
+    /// # Errors
+    /// [`JournalFull`], and then nothing has changed.
+    pub fn delete_now(&self, inode: Inode, start: Sector, end: Sector) -> Result<(), JournalFull> {
+        assert!(end - start <= DELETE_SECTORS_MAX);
         let key = Key {
             inode,
             end,
@@ -355,12 +368,7 @@ impl Tree {
             dirty: false,
             ptr: None,
         };
-        let seq = loop {
-            match self.journal.add(&key) {
-                Some(seq) => break seq,
-                None => self.journal.room().await?,
-            }
-        };
+        let seq = self.journal.add(&key).ok_or(JournalFull)?;
         let grown = self.remove_counted(inode, start, end);
         self.mark(Span { inode, start, end }, Some(seq), grown);
         Ok(())

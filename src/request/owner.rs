@@ -11,6 +11,7 @@
 
 mod buckets;
 mod intake;
+mod through;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,11 +23,11 @@ use buckets::Stuck;
 use intake::{FrontEnd, Turn};
 
 use super::conflict::{Ranges, Versions};
-use super::msg::{Message, Reply, Through, Verdict};
+use super::msg::{Message, Reply};
 use super::trouble::Health;
 use super::volume::{Attached, SetShared};
 use crate::btree::{JournalFull, Tree};
-use crate::disk::{Disk, DoneFuture, IoError, Latch, Stopped};
+use crate::disk::{Disk, DoneFuture, IoError, Latch};
 use crate::index::Extent;
 use crate::stats::Counter;
 use crate::task::{Executor, Lock, Notify};
@@ -155,6 +156,8 @@ pub struct Owner {
     /// Whose messages are handled.
     turn: Cell<Turn>,
     parked: RefCell<Vec<Message>>,
+    /// Writes past the cache that wait for deletions in the journal.
+    going: through::Going,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
     /// Since when the first in that line waits while nothing is freed or written back.
@@ -178,6 +181,7 @@ impl Owner {
             fronts: RefCell::default(),
             turn: Cell::new(Turn::of(0)),
             parked: RefCell::default(),
+            going: through::Going::default(),
             backlog: RefCell::default(),
             wanting: RefCell::default(),
             stuck: Cell::new(None),
@@ -511,81 +515,6 @@ impl Owner {
         }
     }
 
-    fn has_dirty(&self, volume: &Volume, start: Sector, end: Sector) -> bool {
-        let mut dirty = false;
-        self.tree.scan(volume.inode, start, end, &mut |e| {
-            dirty = e.dirty && self.tree.is_fresh(&e);
-            !dirty
-        });
-        dirty
-    }
-
-    fn begin_through(
-        self: &Rc<Self>,
-        front: u32,
-        token: u64,
-        number: u32,
-        (start, end): (Sector, Sector),
-        kind: Through,
-    ) {
-        let verdict = move |verdict| Reply::Verdict { token, verdict };
-        if self.latch.check().is_err() {
-            return self.reply(front, verdict(Verdict::Failed));
-        }
-        let volume = self.volume(number);
-        let written_back = volume.is_writing_back(start, end);
-        let dirty = kind == Through::Write && self.has_dirty(&volume, start, end);
-        if kind == Through::Write && (written_back || dirty) && !volume.leaving.get() {
-            return self.reply(front, verdict(Verdict::Cache));
-        }
-        if written_back || dirty || volume.throughs.borrow().overlaps(start, end) {
-            let message = Message::BeginThrough {
-                front,
-                token,
-                volume: number,
-                start,
-                sectors: end - start,
-                kind,
-            };
-            return self.parked.borrow_mut().push(message);
-        }
-        volume.throughs.borrow_mut().hold(start, end);
-        volume.changed(start, end);
-        let mut cached = false;
-        self.tree.scan(volume.inode, start, end, &mut |e| {
-            cached = !self.tree.is_stale_for_good(&e);
-            !cached
-        });
-        if !cached {
-            return self.reply(front, verdict(Verdict::Go { flush: false }));
-        }
-        let owner = self.clone();
-        self.spawn(async move {
-            let flush = kind.is_over_dirty() && owner.tree.dirty_sectors(volume.inode) > 0;
-            let done = owner.forget(&volume, start, end).await;
-            let word = match done {
-                Ok(()) => Verdict::Go { flush },
-                Err(Stopped) => {
-                    // Who waits for the range is told so too.
-                    owner.release(&volume, start, end);
-                    Verdict::Failed
-                }
-            };
-            owner.reply(front, verdict(word));
-        });
-    }
-
-    /// Deletes all clean extents in a range from the map, durably.
-    pub(super) async fn forget(
-        &self,
-        volume: &Volume,
-        start: Sector,
-        end: Sector,
-    ) -> Result<(), Stopped> {
-        self.tree.delete(volume.inode, start, end, true).await?;
-        self.tree.journal.commit().await
-    }
-
     fn copied(&self, number: u32, extent: Extent) {
         if self.latch.check().is_ok() && self.tree.is_fresh(&extent) {
             let volume = self.volume(number);
@@ -593,32 +522,6 @@ impl Owner {
             volume.written_through.set(volume.written_through.get() + 1);
             self.tree.insert_unlogged(volume.inode, extent);
         }
-    }
-
-    fn end_through(
-        self: &Rc<Self>,
-        front: u32,
-        token: u64,
-        number: u32,
-        (start, end): (Sector, Sector),
-        kind: Through,
-        ok: bool,
-    ) {
-        let volume = self.volume(number);
-        // Even a failed write may have changed something.
-        volume.written_through.set(volume.written_through.get() + 1);
-        if ok && kind.is_over_dirty() {
-            let owner = self.clone();
-            return self.spawn(async move {
-                let inode = volume.inode;
-                let ok = owner.tree.delete(inode, start, end, false).await.is_ok();
-                owner.release(&volume, start, end);
-                owner.reply(front, Reply::Ended { token, ok });
-            });
-        }
-        self.release(&volume, start, end);
-        // A failed transfer is known to the front already.
-        self.reply(front, Reply::Ended { token, ok: true });
     }
 
     pub(super) fn release(self: &Rc<Self>, volume: &Volume, start: Sector, end: Sector) {
