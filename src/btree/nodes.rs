@@ -35,7 +35,7 @@ impl Span {
 /// What changed in a leaf since it was last written.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// Where. Bounded by what the journal can hold.
+    /// Where. Bounded by [`PENDING_SPANS`], and by what the journal can hold while it waits its turn.
     pub spans: Vec<Span>,
     /// It is to be written anew for so many changes that where they were is not noted any more.
     pub whole: bool,

@@ -2,8 +2,9 @@
 //!
 //! Messages are handled one by one, each in a bounded step; what must wait does so in one of these
 //! places, all bounded by the host I/Os in flight: the *backlog* (the journal has no room; order is
-//! kept), *parked* (a through write or write-back holds the range), a volume's *unmarked* list (its
-//! superblock does not say dirty yet), the line for buckets. A message that waits keeps its bucket
+//! kept), *parked* (a through write or write-back holds the range), *going* (what the map forgot for a
+//! through write is not durable yet), a volume's *unmarked* list (its superblock does not say dirty
+//! yet), the line for buckets. A message that waits keeps its bucket
 //! pinned.
 //!
 //! An insert is acknowledged once it is in the index and in a journal entry; the entry is written

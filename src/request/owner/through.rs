@@ -12,10 +12,14 @@ use std::rc::Rc;
 use super::{Owner, Volume};
 use crate::disk::Stopped;
 use crate::request::msg::{Message, Reply, Through, Verdict};
+use crate::task::yield_now;
 use crate::units::Sector;
 
 /// The longest range that is deleted at once: every sector of it might be an extent.
 const AT_ONCE_SECTORS_MAX: u64 = 2048;
+
+/// Writes that are let go in one step.
+const LET_GO_A_STEP: usize = 256;
 
 /// A write for which the cache has forgotten its range, not yet durably.
 struct Leave {
@@ -121,8 +125,9 @@ impl Owner {
                     break;
                 }
                 let done = owner.tree.journal.commit().await;
-                for leave in leaves {
-                    owner.let_go(&leave, done);
+                for some in leaves.chunks(LET_GO_A_STEP) {
+                    some.iter().for_each(|leave| owner.let_go(leave, done));
+                    yield_now().await;
                 }
             }
             owner.going.is_watched.set(false);
