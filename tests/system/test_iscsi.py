@@ -19,6 +19,7 @@ CONFORMANCE = ["Inquiry", "Mandatory", "ModeSense6", "Prefetch10", "Read6", "Rea
 GROUP_SECONDS = 6
 # newer releases of SPDK have the command; a group writes the whole disk some hundred times over then
 WRITE_SAME_SECONDS = 90
+TOOL_SECONDS = 5
 TRIES = 20
 
 
@@ -37,32 +38,38 @@ def urls(shared_holder):
         plain.kill()
 
 
+def initiate(*command, limit, is_in=lambda output: output, **words):
+    """Runs an initiator, like `tools.run`.
+
+    SPDK 20.07's target leaves some logins in a hundred unread, whatever the bdev (seen on malloc): a run
+    that got no further than that, as `is_in` says of what it printed, is begun anew. One that hangs
+    later is a failure.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return tools.run(*command, limit=limit, **words)
+        except tools.CommandFailed as error:
+            if is_in(str(error).partition("it printed:")[2].strip()) or not left:
+                raise
+    raise AssertionError("not reached")
+
+
 def test_inquiry(urls):
-    text = tools.run(tools.program("iscsi-inq"), urls[0], limit=20)
+    text = initiate(tools.program("iscsi-inq"), urls[0], limit=TOOL_SECONDS)
     assert "DIRECT_ACCESS" in text and "CONNECTED" in text
 
 
 def test_capacity(urls, shared_holder):
-    text = tools.run(tools.program("iscsi-readcapacity16"), urls[0], limit=20)
+    text = initiate(tools.program("iscsi-readcapacity16"), urls[0], limit=TOOL_SECONDS)
     size = volume.volume(shared_holder["target"], "Disk0")["size_bytes"]
     assert "Total size:%d" % size in text
 
 
 def suite_output(url, group):
-    """What the suite prints for a group.
-
-    SPDK 20.07's target leaves some logins in a hundred unread, whatever the bdev (seen on malloc): a run
-    that got no further than that is begun anew. One that hangs in a test is a failure.
-    """
+    """What the suite prints for a group."""
     limit = WRITE_SAME_SECONDS if group.startswith("WriteSame") else GROUP_SECONDS
-    for left in reversed(range(TRIES)):
-        try:
-            return tools.run(tools.program("iscsi-test-cu"), "--dataloss", "--test=SCSI.%s" % group, url,
-                             limit=limit, expect=None)
-        except tools.CommandFailed as error:
-            if "Suite: " in str(error) or not left:
-                raise
-    raise AssertionError("not reached")
+    return initiate(tools.program("iscsi-test-cu"), "--dataloss", "--test=SCSI.%s" % group, url, limit=limit,
+                    is_in=lambda output: "Suite: " in output, expect=None)
 
 
 def verdicts(url, group):
@@ -88,7 +95,7 @@ def test_conformance(urls, group):
 def test_target_lives_and_serves_after_the_suite(urls, folder, shared_holder):
     """What the suite wrote is not ours to know; that every write and flush is answered is."""
     log = folder / "after.log"
-    tools.run(tools.compile_blkio(static=False), "write", urls[0], "count=2000", "align=8", "max=256", "flush=50",
-              "log=%s" % log, limit=60)
+    initiate(tools.compile_blkio(static=False), "write", urls[0], "count=2000", "align=8", "max=256", "flush=50",
+             "log=%s" % log, limit=30, is_in=lambda _: log.exists() and log.read_text())
     assert "@done 2000\n" in log.read_text()
     assert shared_holder["target"].running()
