@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use super::lane::{Direction, Lane, Outcome, Side};
 use super::link::Link;
-use super::msg::{Message, Reply, Through, Verdict};
+use super::msg::{Message, Passage, Reply, Through, Verdict};
 use super::volume::VolumeShared;
 use super::{Kind, Part, Phase, Request, Step};
 use crate::format::superblock::CacheMode;
@@ -447,14 +447,18 @@ impl<L: Lane> Front<L> {
     fn ask(&self, link: &Link, io: L::Io, kind: Through) {
         io.phase.set(Phase::Asking);
         io.outstanding.set(io.outstanding.get() + 1);
-        link.send(Message::BeginThrough {
+        link.send(Message::BeginThrough(self.passage(link, &io, kind)));
+    }
+
+    fn passage(&self, link: &Link, io: &L::Io, kind: Through) -> Passage {
+        Passage {
             front: link.id,
-            token: self.lane.token(&io),
+            token: self.lane.token(io),
             volume: link.attached.number,
             start: io.start.get(),
             sectors: io.sectors.get(),
             kind,
-        });
+        }
     }
 
     fn judged(&self, link: &Link, io: L::Io, verdict: Verdict) {
@@ -541,20 +545,14 @@ impl<L: Lane> Front<L> {
         }
         io.phase.set(Phase::Ending);
         io.outstanding.set(1);
-        link.send(Message::EndThrough {
-            front: link.id,
-            token: self.lane.token(&io),
-            volume: link.attached.number,
-            start: io.start.get(),
-            sectors: io.sectors.get(),
-            kind: match io.kind.get() {
-                Kind::WriteZeroes => Through::Zeroes,
-                Kind::Unmap => Through::Unmap,
-                _ if io.rescue.get() => Through::Rescue,
-                _ => Through::Write,
-            },
-            ok,
-        });
+        let kind = match io.kind.get() {
+            Kind::WriteZeroes => Through::Zeroes,
+            Kind::Unmap => Through::Unmap,
+            _ if io.rescue.get() => Through::Rescue,
+            _ => Through::Write,
+        };
+        let passage = self.passage(link, &io, kind);
+        link.send(Message::EndThrough { passage, ok });
     }
 
     // --- the rest ---

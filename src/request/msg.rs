@@ -49,6 +49,30 @@ impl Through {
     }
 }
 
+/// One such write, as its front tells of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Passage {
+    /// Who asks.
+    pub front: u32,
+    /// Of the host I/O.
+    pub token: u64,
+    /// The volume's number.
+    pub volume: u32,
+    /// Where it begins.
+    pub start: Sector,
+    /// How long it is.
+    pub sectors: u64,
+    /// What is to be done.
+    pub kind: Through,
+}
+
+impl Passage {
+    /// Where it ends.
+    pub fn end(&self) -> Sector {
+        self.start + self.sectors
+    }
+}
+
 /// From a reactor to the owner.
 pub enum Message {
     /// A front is gone.
@@ -65,20 +89,7 @@ pub enum Message {
         extent: Extent,
     },
     /// A range of the backing device is about to be changed. Answered by [`Reply::Verdict`].
-    BeginThrough {
-        /// Who asks.
-        front: u32,
-        /// Of the host I/O.
-        token: u64,
-        /// The volume's number.
-        volume: u32,
-        /// Where it begins.
-        start: Sector,
-        /// How long it is.
-        sectors: u64,
-        /// What is to be done.
-        kind: Through,
-    },
+    BeginThrough(Passage),
     /// A copy of through data is on the cache device; comes before the `EndThrough`.
     Copied {
         /// The volume's number.
@@ -88,18 +99,8 @@ pub enum Message {
     },
     /// The range has been changed, or that failed. Answered by [`Reply::Ended`].
     EndThrough {
-        /// Who asks.
-        front: u32,
-        /// Of the host I/O.
-        token: u64,
-        /// The volume's number.
-        volume: u32,
-        /// Where it begins.
-        start: Sector,
-        /// How long it is.
-        sectors: u64,
-        /// What was done.
-        kind: Through,
+        /// As at its beginning.
+        passage: Passage,
         /// Whether it went well.
         ok: bool,
     },

@@ -4,8 +4,7 @@
 //! places, all bounded by the host I/Os in flight: the *backlog* (the journal has no room; order is
 //! kept), *parked* (a through write or write-back holds the range), *going* (what the map forgot for a
 //! through write is not durable yet), a volume's *unmarked* list (its superblock does not say dirty
-//! yet), the line for buckets. A message that waits keeps its bucket
-//! pinned.
+//! yet), the line for buckets. A message that waits keeps its bucket pinned.
 //!
 //! An insert is acknowledged once it is in the index and in a journal entry; the entry is written
 //! later, and by a flush at the latest.
@@ -356,30 +355,9 @@ impl Owner {
                 volume,
                 extent,
             } => self.insert(front, token, volume, extent),
-            Message::BeginThrough {
-                front,
-                token,
-                volume,
-                start,
-                sectors,
-                kind,
-            } => {
-                let range = (start, start + sectors);
-                self.begin_through(front, token, volume, range, kind);
-            }
+            Message::BeginThrough(passage) => self.begin_through(passage),
             Message::Copied { volume, extent } => self.copied(volume, extent),
-            Message::EndThrough {
-                front,
-                token,
-                volume,
-                start,
-                sectors,
-                kind,
-                ok,
-            } => {
-                let range = (start, start + sectors);
-                self.end_through(front, token, volume, range, kind, ok);
-            }
+            Message::EndThrough { passage, ok } => self.end_through(passage, ok),
             Message::Fill {
                 volume,
                 extent,

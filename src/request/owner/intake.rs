@@ -105,7 +105,7 @@ impl Owner {
         let known = front.rings.look_ahead(MESSAGES_AHEAD, |message| {
             let start = match message {
                 Message::Insert { extent, .. } | Message::Fill { extent, .. } => extent.start,
-                Message::BeginThrough { start, .. } => *start,
+                Message::BeginThrough(passage) => passage.start,
                 _ => return,
             };
             volume.versions.borrow().prefetch(start);

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::{Owner, Volume};
 use crate::disk::Stopped;
-use crate::request::msg::{Message, Reply, Through, Verdict};
+use crate::request::msg::{Message, Passage, Reply, Through, Verdict};
 use crate::task::yield_now;
 use crate::units::Sector;
 
@@ -21,112 +21,84 @@ const AT_ONCE_SECTORS_MAX: u64 = 2048;
 /// Writes that are let go in one step.
 const LET_GO_A_STEP: usize = 256;
 
-/// A write for which the cache has forgotten its range, not yet durably.
-struct Leave {
-    front: u32,
-    token: u64,
-    volume: Rc<Volume>,
-    start: Sector,
-    end: Sector,
-}
-
-/// Such writes: one task waits for the journal on behalf of all. Bounded by the host I/Os in flight.
+/// Writes for which the cache has forgotten their ranges, not yet durably: one task waits for the journal
+/// on behalf of all. Bounded by the host I/Os in flight.
 #[derive(Default)]
 pub(super) struct Going {
-    waiting: RefCell<Vec<Leave>>,
+    waiting: RefCell<Vec<Passage>>,
     /// Whether there is that task.
     is_watched: Cell<bool>,
 }
 
 impl Owner {
-    pub(super) fn begin_through(
-        self: &Rc<Self>,
-        front: u32,
-        token: u64,
-        number: u32,
-        (start, end): (Sector, Sector),
-        kind: Through,
-    ) {
-        let verdict = move |verdict| Reply::Verdict { token, verdict };
+    pub(super) fn begin_through(self: &Rc<Self>, passage: Passage) {
         if self.latch.check().is_err() {
-            return self.reply(front, verdict(Verdict::Failed));
+            return self.judge(&passage, Verdict::Failed);
         }
-        let volume = self.volume(number);
+        let volume = self.volume(passage.volume);
+        let (start, end, is_write) = (passage.start, passage.end(), passage.kind == Through::Write);
         let written_back = volume.is_writing_back(start, end);
-        let (cached, dirty) = self.finds(&volume, start, end, kind);
-        if kind == Through::Write && (written_back || dirty) && !volume.leaving.get() {
-            return self.reply(front, verdict(Verdict::Cache));
+        let (cached, dirty) = self.finds(&volume, &passage);
+        if is_write && (written_back || dirty) && !volume.leaving.get() {
+            return self.judge(&passage, Verdict::Cache);
         }
         if written_back || dirty || volume.throughs.borrow().overlaps(start, end) {
-            let message = Message::BeginThrough {
-                front,
-                token,
-                volume: number,
-                start,
-                sectors: end - start,
-                kind,
-            };
+            let message = Message::BeginThrough(passage);
             return self.parked.borrow_mut().push(message);
         }
         volume.throughs.borrow_mut().hold(start, end);
         volume.changed(start, end);
         if !cached {
-            return self.reply(front, verdict(Verdict::Go { flush: false }));
+            return self.judge(&passage, Verdict::Go { flush: false });
         }
-        let is_short = kind == Through::Write && end - start <= AT_ONCE_SECTORS_MAX;
+        let is_short = is_write && passage.sectors <= AT_ONCE_SECTORS_MAX;
         if is_short && self.tree.delete_now(volume.inode, start, end).is_ok() {
-            return self.go_when_durable(Leave {
-                front,
-                token,
-                volume,
-                start,
-                end,
-            });
+            return self.go_when_durable(passage);
         }
         let owner = self.clone();
         self.spawn(async move {
-            let flush = kind.is_over_dirty() && owner.tree.dirty_sectors(volume.inode) > 0;
+            let over = passage.kind.is_over_dirty();
+            let flush = over && owner.tree.dirty_sectors(volume.inode) > 0;
             let done = owner.forget(&volume, start, end).await;
-            let word = match done {
-                Ok(()) => Verdict::Go { flush },
-                Err(Stopped) => {
-                    // Who waits for the range is told so too.
-                    owner.release(&volume, start, end);
-                    Verdict::Failed
-                }
-            };
-            owner.reply(front, verdict(word));
+            owner.let_go(&passage, flush, done);
         });
+    }
+
+    fn judge(&self, passage: &Passage, verdict: Verdict) {
+        let token = passage.token;
+        self.reply(passage.front, Reply::Verdict { token, verdict });
     }
 
     /// Whether there is anything in a range that the cache has, or would have after a crash; and, for host
     /// data, whether some of it is dirty.
-    fn finds(&self, volume: &Volume, start: Sector, end: Sector, kind: Through) -> (bool, bool) {
+    fn finds(&self, volume: &Volume, passage: &Passage) -> (bool, bool) {
+        let is_write = passage.kind == Through::Write;
         let (mut cached, mut dirty) = (false, false);
+        let (start, end) = (passage.start, passage.end());
         self.tree.scan(volume.inode, start, end, &mut |e| {
             cached |= !self.tree.is_stale_for_good(&e);
-            dirty = kind == Through::Write && e.dirty && self.tree.is_fresh(&e);
-            !dirty && (kind == Through::Write || !cached)
+            dirty = is_write && e.dirty && self.tree.is_fresh(&e);
+            !dirty && (is_write || !cached)
         });
         (cached, dirty)
     }
 
     /// Lets a write go once all that is in the journal now is durable.
-    fn go_when_durable(self: &Rc<Self>, leave: Leave) {
-        self.going.waiting.borrow_mut().push(leave);
+    fn go_when_durable(self: &Rc<Self>, passage: Passage) {
+        self.going.waiting.borrow_mut().push(passage);
         if self.going.is_watched.replace(true) {
             return;
         }
         let owner = self.clone();
         self.spawn(async move {
             loop {
-                let leaves = owner.going.waiting.take();
-                if leaves.is_empty() {
+                let passages = owner.going.waiting.take();
+                if passages.is_empty() {
                     break;
                 }
                 let done = owner.tree.journal.commit().await;
-                for some in leaves.chunks(LET_GO_A_STEP) {
-                    some.iter().for_each(|leave| owner.let_go(leave, done));
+                for some in passages.chunks(LET_GO_A_STEP) {
+                    some.iter().for_each(|it| owner.let_go(it, false, done));
                     yield_now().await;
                 }
             }
@@ -134,17 +106,18 @@ impl Owner {
         });
     }
 
-    fn let_go(self: &Rc<Self>, leave: &Leave, done: Result<(), Stopped>) {
+    /// Lets a write go whose range was forgotten, if that is durable.
+    fn let_go(self: &Rc<Self>, passage: &Passage, flush: bool, done: Result<(), Stopped>) {
         let verdict = match done {
-            Ok(()) => Verdict::Go { flush: false },
+            Ok(()) => Verdict::Go { flush },
             Err(Stopped) => {
                 // Who waits for the range is told so too.
-                self.release(&leave.volume, leave.start, leave.end);
+                let volume = self.volume(passage.volume);
+                self.release(&volume, passage.start, passage.end());
                 Verdict::Failed
             }
         };
-        let token = leave.token;
-        self.reply(leave.front, Reply::Verdict { token, verdict });
+        self.judge(passage, verdict);
     }
 
     /// Deletes all clean extents in a range from the map, durably.
@@ -158,19 +131,13 @@ impl Owner {
         self.tree.journal.commit().await
     }
 
-    pub(super) fn end_through(
-        self: &Rc<Self>,
-        front: u32,
-        token: u64,
-        number: u32,
-        (start, end): (Sector, Sector),
-        kind: Through,
-        ok: bool,
-    ) {
-        let volume = self.volume(number);
+    pub(super) fn end_through(self: &Rc<Self>, passage: Passage, ok: bool) {
+        let (front, token) = (passage.front, passage.token);
+        let (start, end) = (passage.start, passage.end());
+        let volume = self.volume(passage.volume);
         // Even a failed write may have changed something.
         volume.written_through.set(volume.written_through.get() + 1);
-        if ok && kind.is_over_dirty() {
+        if ok && passage.kind.is_over_dirty() {
             let owner = self.clone();
             return self.spawn(async move {
                 let inode = volume.inode;
