@@ -73,15 +73,6 @@ struct Space {
     dirty_sectors: u64,
 }
 
-impl Space {
-    /// Changes the map, and returns how many extents more there are then.
-    fn growth(&mut self, change: impl FnOnce(&mut Space)) -> i64 {
-        let before = self.writer.len() as i64;
-        change(self);
-        self.writer.len() as i64 - before
-    }
-}
-
 /// Flushes the backing devices that hold unflushed data of clean keys, and tells of which volumes
 /// that failed: their clean keys must not be written.
 pub type Barrier = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Inode>>>>>;
@@ -214,6 +205,15 @@ impl Tree {
         }))
     }
 
+    /// Changes what is cached of a volume, and returns how many extents more there are then.
+    fn change(&self, inode: Inode, change: impl FnOnce(&mut Space)) -> i64 {
+        self.with_space(inode, |space| {
+            let before = space.writer.len() as i64;
+            change(space);
+            space.writer.len() as i64 - before
+        })
+    }
+
     /// Whether a pointer still means what it meant.
     pub fn is_fresh(&self, extent: &Extent) -> bool {
         let gens = &self.alloc.gens;
@@ -275,13 +275,11 @@ impl Tree {
     /// Inserts an extent from the journal: its entry is pinned already or will be by this.
     pub(crate) fn replay(&self, inode: Inode, key: &Key, seq: JournalSeq) {
         let (start, end) = (key.start(), key.end);
-        let grown = self.with_space(inode, |space| {
-            space.growth(|space| match key.data() {
-                Some(ptr) if key.size_sectors > 0 => {
-                    space.writer.insert(extent_of(key, ptr), &mut |_| ());
-                }
-                _ => space.writer.remove(start, end, &mut |_| ()),
-            })
+        let grown = self.change(inode, |space| match key.data() {
+            Some(ptr) if key.size_sectors > 0 => {
+                space.writer.insert(extent_of(key, ptr), &mut |_| ());
+            }
+            _ => space.writer.remove(start, end, &mut |_| ()),
         });
         if key.size_sectors > 0 {
             self.mark(Span { inode, start, end }, Some(seq), grown);
@@ -291,7 +289,7 @@ impl Tree {
     /// Returns how many extents more there are.
     fn apply(&self, inode: Inode, extent: Extent) -> i64 {
         let (alloc, gens) = (&self.alloc, &self.alloc.gens);
-        let change = |space: &mut Space| {
+        self.change(inode, |space| {
             let dirty = &mut space.dirty_sectors;
             space.writer.insert(extent, &mut |old: Extent| {
                 count_out(alloc, &old, dirty);
@@ -301,8 +299,7 @@ impl Tree {
             if extent.dirty {
                 *dirty += u64::from(extent.sectors);
             }
-        };
-        self.with_space(inode, |space| space.growth(change))
+        })
     }
 
     /// Removes what the index has in a range, a bounded part of it a step, each part with its
@@ -377,13 +374,12 @@ impl Tree {
     /// Returns how many extents more there are.
     fn remove_counted(&self, inode: Inode, start: Sector, end: Sector) -> i64 {
         let alloc = &self.alloc;
-        let change = |space: &mut Space| {
+        self.change(inode, |space| {
             let dirty = &mut space.dirty_sectors;
             space.writer.remove(start, end, &mut |old: Extent| {
                 count_out(alloc, &old, dirty);
             });
-        };
-        self.with_space(inode, |space| space.growth(change))
+        })
     }
 
     /// Removes stale extents behind `from`, without a word in the journal (see [`crate::gc`]); looks

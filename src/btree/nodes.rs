@@ -122,11 +122,6 @@ impl Node {
         }
     }
 
-    /// Of a leaf: whether it has something pending that no entry has, and for which it was not yet asked.
-    fn unlogged(&self) -> bool {
-        self.unlogged.is_some()
-    }
-
     /// The key under which the parent has it.
     pub fn key(&self) -> Key {
         Key {
@@ -183,11 +178,6 @@ impl Room {
     /// How many extents a fresh node holds at most.
     fn keys_fresh(&self) -> usize {
         (self.fill_bytes / MAX_BYTES).max(1)
-    }
-
-    /// What [`Node::grown`] is of a leaf with so many extents.
-    fn beyond(&self, extents: usize) -> i64 {
-        extents as i64 - self.keys_fresh() as i64
     }
 
     /// Whether a leaf is due. It collects as many spans as fit behind its last run, so that what is
@@ -303,7 +293,7 @@ impl Nodes {
 
     /// Says that a leaf has at most so many extents.
     pub fn set_extents(&mut self, id: NodeId, extents: usize) {
-        self.get_mut(id).grown = self.room.beyond(extents);
+        self.get_mut(id).grown = extents as i64 - self.room.keys_fresh() as i64;
     }
 
     /// The node, if the id names one still.
@@ -442,7 +432,7 @@ impl Nodes {
     /// Puts new leaves in the place of old ones. What was noted in those, since their extents were
     /// gathered, goes on to the new ones; so many stale extents were beside them.
     pub fn swap(&mut self, old: &[NodeId], new: &[NodeId], stale: i64) -> Swapped {
-        let unlogged = old.iter().any(|&id| self.get(id).unlogged());
+        let unlogged = old.iter().any(|&id| self.get(id).unlogged.is_some());
         let hot = old.iter().all(|&id| self.get(id).hot);
         let mut left: Vec<Pending> = Vec::new();
         for &id in old {

@@ -23,7 +23,11 @@ class Missing(Exception):
 
 
 class CommandFailed(Exception):
-    """A command gave another exit code than expected, or ran out of time."""
+    """A command gave another exit code than expected, or ran out of time. `output`: what it had printed."""
+
+    def __init__(self, what, output=""):
+        super().__init__(what)
+        self.output = output
 
 
 def program(name):
@@ -45,9 +49,11 @@ def run(*command, limit=60, expect=(0,), **words):
                               encoding="utf-8", errors="replace", **words)
     except subprocess.TimeoutExpired as error:
         text = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        raise CommandFailed("%s: no end after %d s; it printed:\n%s" % (" ".join(command), limit, text)) from error
+        what = "%s: no end after %d s; it printed:\n%s" % (" ".join(command), limit, text)
+        raise CommandFailed(what, text) from error
     if expect is not None and done.returncode not in expect:
-        raise CommandFailed("%s: exit code %d; it printed:\n%s" % (" ".join(command), done.returncode, done.stdout))
+        what = "%s: exit code %d; it printed:\n%s" % (" ".join(command), done.returncode, done.stdout)
+        raise CommandFailed(what, done.stdout)
     return done.stdout
 
 

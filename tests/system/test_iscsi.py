@@ -49,7 +49,7 @@ def initiate(*command, limit, is_in=lambda output: output, **words):
         try:
             return tools.run(*command, limit=limit, **words)
         except tools.CommandFailed as error:
-            if is_in(str(error).partition("it printed:")[2].strip()) or not left:
+            if is_in(error.output.strip()) or not left:
                 raise
     raise AssertionError("not reached")
 
