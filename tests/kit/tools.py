@@ -23,11 +23,7 @@ class Missing(Exception):
 
 
 class CommandFailed(Exception):
-    """A command gave another exit code than expected, or ran out of time. `output`: what it had printed."""
-
-    def __init__(self, what, output=""):
-        super().__init__(what)
-        self.output = output
+    """A command gave another exit code than expected, or ran out of time. The message has what it printed."""
 
 
 def program(name):
@@ -49,11 +45,9 @@ def run(*command, limit=60, expect=(0,), **words):
                               encoding="utf-8", errors="replace", **words)
     except subprocess.TimeoutExpired as error:
         text = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        what = "%s: no end after %d s; it printed:\n%s" % (" ".join(command), limit, text)
-        raise CommandFailed(what, text) from error
+        raise CommandFailed("%s: no end after %d s; it printed:\n%s" % (" ".join(command), limit, text)) from error
     if expect is not None and done.returncode not in expect:
-        what = "%s: exit code %d; it printed:\n%s" % (" ".join(command), done.returncode, done.stdout)
-        raise CommandFailed(what, done.stdout)
+        raise CommandFailed("%s: exit code %d; it printed:\n%s" % (" ".join(command), done.returncode, done.stdout))
     return done.stdout
 
 

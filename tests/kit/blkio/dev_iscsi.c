@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LOGIN_SECONDS = 2, LOGIN_TRIES = 8, BUSY_RETRIES = 100 };
+enum { LOGIN_SECONDS = 20, BUSY_RETRIES = 100 };
 
 struct iscsi_dev {
 	struct dev dev;
@@ -148,8 +148,7 @@ static int iscsi_capacity(struct iscsi_dev *d)
 	return -1;
 }
 
-/* One login; NULL and a message when it fails. */
-static struct dev *iscsi_login(const char *url)
+struct dev *dev_iscsi_open(const char *url)
 {
 	struct iscsi_dev *d = calloc(1, sizeof(*d));
 	struct iscsi_url *u = NULL;
@@ -181,14 +180,4 @@ fail:
 		iscsi_destroy_context(d->iscsi);
 	free(d);
 	return NULL;
-}
-
-/* SPDK 20.07's target leaves some logins in a hundred unread, whatever the bdev: another one gets through. */
-struct dev *dev_iscsi_open(const char *url)
-{
-	struct dev *dev = NULL;
-
-	for (int tries = 0; !dev && tries < LOGIN_TRIES; tries++)
-		dev = iscsi_login(url);
-	return dev;
 }
