@@ -257,7 +257,8 @@ bcache_volume_new(const struct bcache_volume_info *info)
 	bdev->blockcnt = info->num_blocks;
 	/*
 	 * No alignment is asked of hosts: their memory goes to the base bdevs as it is, and these have it
-	 * copied where they need to. To ask for it would have the bdev layer cut every request at 64 KiB.
+	 * copied where they need to, in steps that are short enough for that (lane.rs). To ask for it would
+	 * have the bdev layer cut every request at 64 KiB.
 	 */
 	bdev->required_alignment = 0;
 	memcpy(&bdev->uuid, info->uuid, sizeof(bdev->uuid));

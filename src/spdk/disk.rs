@@ -85,6 +85,8 @@ pub struct RawDevice {
     pub owner_channel: *mut sys::spdk_io_channel,
     /// log2 of the sectors in a block of the device.
     pub block_shift: u32,
+    /// The alignment in bytes of memory that it does not need copied: a power of two.
+    pub align_bytes: usize,
     /// Whether the driver knows flushes.
     pub can_flush: bool,
     /// Whether the driver can discard.
@@ -151,6 +153,7 @@ impl SpdkDisk {
             bdev: raw.bdev,
             owner_channel: raw.channel,
             block_shift: raw.block_shift,
+            align_bytes: raw.align_bytes,
             can_flush: raw.can_flush,
             can_unmap: raw.can_unmap,
             shares_queue: raw.gate.is_some(),

@@ -20,6 +20,9 @@
 //! - While others of the thread stand in SPDK's line, nobody else of it gets an I/O. Those others may
 //!   be host I/Os for the very volume whose own wait here: nothing would move again. So operations
 //!   that have had no success for long go round by the owner thread, where nobody stands in line.
+//! - A device may want its memory aligned, the host's need not be: SPDK copies it then, through buffers
+//!   of a size that a long operation can exceed, and in 20.07 it fails for that. So what SPDK copies
+//!   is done in steps of `COPIED_SECTORS_MAX`, one after the other.
 
 mod round;
 
@@ -45,6 +48,11 @@ use crate::units::{SECTOR_SHIFT, Sector};
 const IOVS_INLINE: usize = 4;
 /// Polls without success after which operations go round by the owner thread: about a millisecond.
 const STUCK_POLLS_MAX: u32 = 2048;
+/// Sectors of one operation whose memory SPDK copies. It has buffers of 64 KiB, in which the alignment
+/// must find room too.
+const COPIED_SECTORS_MAX: u32 = 64;
+/// Alignment in bytes that SPDK's buffers have room for beside 64 KiB.
+const SPARE_ALIGN_BYTES: usize = 512;
 /// Parts that a channel starts with.
 const PARTS_AT_FIRST: usize = 64;
 
@@ -269,6 +277,8 @@ struct Part {
     action: Action,
     /// How it ended, for one that went the way round by the owner thread.
     ok: bool,
+    /// What is left of a transfer that is done in steps: sectors into the host's I/O, and how many.
+    rest: (u32, u32),
     inline: [sys::iovec; IOVS_INLINE],
     list: Vec<sys::iovec>,
     /// The way round by the owner thread: the device, and where it came from.
@@ -358,6 +368,9 @@ impl LaneState {
     }
 
     fn hand_over(&self, channel: &Channel, part: Box<Part>, ok: bool) {
+        if ok && part.rest.1 > 0 {
+            return self.next_step(part);
+        }
         let target = part.target;
         self.parts_in_flight.set(self.parts_in_flight.get() - 1);
         self.idle_parts.borrow_mut().push(part);
@@ -365,6 +378,32 @@ impl LaneState {
             Target::Io(io, part) => front.part_done(io, part, ok),
             Target::Fill(fill) => front.fill_done(fill, ok),
         });
+    }
+
+    /// Starts a transfer between a range of the device and the host's memory.
+    fn transfer(&self, mut part: Box<Part>, io: &Io, at: Sector, host_sectors: u32, sectors: u32) {
+        part.map(io, host_sectors, sectors);
+        let align_bytes = self
+            .device(part.side)
+            .map_or(1, |device| device.device.align_bytes);
+        let mut step = sectors;
+        if sectors > COPIED_SECTORS_MAX && part.is_copied(align_bytes) {
+            step = COPIED_SECTORS_MAX;
+            part.map(io, host_sectors, step);
+        }
+        part.rest = (host_sectors + step, sectors - step);
+        self.start(part, at, u64::from(step));
+    }
+
+    /// Goes on with a transfer that is done in steps.
+    #[cold]
+    fn next_step(&self, part: Box<Part>) {
+        let (Target::Io(io, _), Some(device)) = (part.target, self.device(part.side)) else {
+            unreachable!("what is done in steps is a host's, on a device");
+        };
+        let at = Sector((part.block + part.blocks) << device.device.block_shift);
+        let (host_sectors, sectors) = part.rest;
+        self.transfer(part, &io, at, host_sectors, sectors);
     }
 
     fn device(&self, side: Side) -> Option<&DeviceChannel> {
@@ -383,6 +422,7 @@ impl LaneState {
         part.side = side;
         part.action = action;
         (part.iovs, part.iovcnt) = (ptr::null_mut(), 0);
+        part.rest = (0, 0);
         part
     }
 
@@ -513,12 +553,21 @@ impl Part {
             blocks: 0,
             iovs: ptr::null_mut(),
             iovcnt: 0,
+            rest: (0, 0),
             inline: [NO_IOV; IOVS_INLINE],
             list: Vec::new(),
             device: None,
             home: ptr::null_mut(),
             ok: false,
         })
+    }
+
+    /// Whether SPDK copies the memory, through a buffer that may be too short for it.
+    fn is_copied(&self, align_bytes: usize) -> bool {
+        let count = self.iovcnt as usize;
+        // SAFETY: whoever named the memory set as many elements as there are, and they stay.
+        let start = |i: usize| unsafe { (*self.iovs.add(i)).iov_base.addr() };
+        align_bytes > SPARE_ALIGN_BYTES && (0..count).any(|i| start(i) % align_bytes != 0)
     }
 
     /// Names the host's memory that belongs to this part.
@@ -657,9 +706,8 @@ impl Lane for SpdkLane {
             Direction::Read => Action::Read,
             Direction::Write => Action::Write,
         };
-        let mut part = self.0.part(Target::Io(*io, part), side, action);
-        part.map(io, host_sectors, sectors);
-        self.0.start(part, at, u64::from(sectors));
+        let part = self.0.part(Target::Io(*io, part), side, action);
+        self.0.transfer(part, io, at, host_sectors, sectors);
     }
 
     fn zero_host(&self, io: &Io, host_sectors: u32, sectors: u32) {
