@@ -29,7 +29,7 @@ help:
 	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      malloc, passthru, ours and OCF side by side: tables, JSON and plots in $(TARGET_DIR)/bench;'
-	@echo '                some twenty minutes, with QUICK=1 six; BENCH="--parts hits --rounds 5" narrows it down'
+	@echo '                some twenty minutes, with QUICK=1 four; BENCH="--parts hits --rounds 5" narrows it down'
 	@echo 'make bench-engine  the engine alone: recovery time and memory by keys, steps of the poller, the index, single steps'
 	@echo 'make clean      remove what cargo built (SPDK stays in ~/.cache/spdk-bcache)'
 	@echo

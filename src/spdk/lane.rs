@@ -24,13 +24,13 @@
 //!   of a size that a long operation can exceed, and in 20.07 it fails for that. So what SPDK copies
 //!   is done in steps of `COPIED_SECTORS_MAX`, one after the other.
 
+mod io;
 mod round;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::offset_of;
-use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
@@ -39,10 +39,11 @@ use super::channel::Channel;
 use super::disk::RawDevice;
 use super::gate::{self, Gate};
 use super::{module, sys, thread};
-use crate::request::Request;
 use crate::request::front::FILLS_MAX;
 use crate::request::lane::{Direction, Lane, Outcome, Side};
 use crate::units::{SECTOR_SHIFT, Sector};
+
+pub use io::{Io, IoCtx, IoList};
 
 /// Pieces of host memory that a part of an I/O names without a list of its own on the heap.
 const IOVS_INLINE: usize = 4;
@@ -55,157 +56,6 @@ const COPIED_SECTORS_MAX: u32 = 64;
 const SPARE_ALIGN_BYTES: usize = 512;
 /// Parts that a channel starts with.
 const PARTS_AT_FIRST: usize = 64;
-
-/// The context that SPDK keeps beside each I/O of a volume.
-#[repr(C)]
-pub struct IoCtx {
-    head: sys::bcache_io,
-    /// The next on the list that the I/O is on: held, or completed.
-    next: Cell<*mut IoCtx>,
-    outcome: Cell<sys::bcache_outcome>,
-    request: Request,
-}
-
-const _: () = assert!(align_of::<IoCtx>() <= align_of::<sys::bcache_io>());
-
-/// A host I/O in flight: a pointer to its context, valid until [`Lane::complete`].
-#[derive(Clone, Copy)]
-pub struct Io(NonNull<IoCtx>);
-
-impl Io {
-    /// Takes an I/O over from the bdev layer; its request is new.
-    ///
-    /// # Safety
-    /// `io` is the head of a context of `size_of::<IoCtx>()` bytes, filled by glue.c, and the I/O
-    /// was not completed.
-    pub unsafe fn take(io: *mut sys::bcache_io) -> Io {
-        let ctx = io.cast::<IoCtx>();
-        // SAFETY: the context is big enough and aligned (asserted here and in glue.c), and
-        // nobody else uses it before the I/O is completed.
-        unsafe {
-            (&raw mut (*ctx).request).write(Request::new());
-            (&raw mut (*ctx).next).write(Cell::new(ptr::null_mut()));
-            (&raw mut (*ctx).outcome).write(Cell::new(sys::BCACHE_FAILED));
-            Io(NonNull::new_unchecked(ctx))
-        }
-    }
-
-    /// A pointer for a callback, to come back through [`from_raw`](Self::from_raw).
-    pub fn into_raw(self) -> *mut IoCtx {
-        self.0.as_ptr()
-    }
-
-    /// The I/O that [`into_raw`](Self::into_raw) gave the pointer of.
-    ///
-    /// # Safety
-    /// The I/O was not completed since.
-    pub unsafe fn from_raw(ctx: *mut IoCtx) -> Io {
-        // SAFETY: the pointer came from an Io, so it is not null.
-        Io(unsafe { NonNull::new_unchecked(ctx) })
-    }
-
-    fn ctx(&self) -> &IoCtx {
-        // SAFETY: an Io stands for an I/O that was not completed, so its context is there and
-        // initialised; all that changes in it is in cells.
-        unsafe { self.0.as_ref() }
-    }
-
-    /// What the bdev layer wants.
-    pub fn head(&self) -> &sys::bcache_io {
-        &self.ctx().head
-    }
-
-    fn host(&self) -> HostMemory<'_> {
-        let head = self.head();
-        if head.iovcnt == 0 {
-            return HostMemory(&[]);
-        }
-        // SAFETY: the bdev layer keeps `iovcnt` elements at `iovs` until the I/O is completed.
-        HostMemory(unsafe { std::slice::from_raw_parts(head.iovs, head.iovcnt as usize) })
-    }
-}
-
-impl Deref for Io {
-    type Target = Request;
-    fn deref(&self) -> &Request {
-        &self.ctx().request
-    }
-}
-
-/// A list of I/Os through their contexts, first in first out.
-pub struct IoList {
-    first: Cell<*mut IoCtx>,
-    last: Cell<*mut IoCtx>,
-}
-
-impl Default for IoList {
-    fn default() -> Self {
-        IoList {
-            first: Cell::new(ptr::null_mut()),
-            last: Cell::new(ptr::null_mut()),
-        }
-    }
-}
-
-impl IoList {
-    /// Appends an I/O that is on no list.
-    pub fn push(&self, io: Io) {
-        let ctx = io.0.as_ptr();
-        io.ctx().next.set(ptr::null_mut());
-        match NonNull::new(self.last.replace(ctx)) {
-            Some(last) => Io(last).ctx().next.set(ctx),
-            None => self.first.set(ctx),
-        }
-    }
-
-    /// Takes the first.
-    pub fn pop(&self) -> Option<Io> {
-        let io = Io(NonNull::new(self.first.get())?);
-        let next = io.ctx().next.get();
-        self.first.set(next);
-        if next.is_null() {
-            self.last.set(ptr::null_mut());
-        }
-        Some(io)
-    }
-
-    /// Whether nothing is on it.
-    pub fn is_empty(&self) -> bool {
-        self.first.get().is_null()
-    }
-
-    /// Takes all, in the same order.
-    pub fn take(&self) -> IoList {
-        let taken = IoList::default();
-        taken.first.set(self.first.replace(ptr::null_mut()));
-        taken.last.set(self.last.replace(ptr::null_mut()));
-        taken
-    }
-}
-
-/// The host's memory of one I/O.
-struct HostMemory<'a>(&'a [sys::iovec]);
-
-impl HostMemory<'_> {
-    /// Calls `each` with every piece of the `bytes` from `offset`, in order.
-    fn pieces(&self, offset: usize, bytes: usize, mut each: impl FnMut(*mut u8, usize)) {
-        let (mut skip, mut left) = (offset, bytes);
-        for iov in self.0 {
-            if left == 0 {
-                break;
-            }
-            if skip >= iov.iov_len {
-                skip -= iov.iov_len;
-                continue;
-            }
-            let piece = left.min(iov.iov_len - skip);
-            each(iov.iov_base.cast::<u8>().wrapping_add(skip), piece);
-            left -= piece;
-            skip = 0;
-        }
-        assert_eq!(left, 0, "a part goes beyond its I/O");
-    }
-}
 
 /// One device on one thread.
 pub struct DeviceChannel {
@@ -381,28 +231,43 @@ impl LaneState {
     }
 
     /// Starts a transfer between a range of the device and the host's memory.
+    #[inline]
     fn transfer(&self, mut part: Box<Part>, io: &Io, at: Sector, host_sectors: u32, sectors: u32) {
         part.map(io, host_sectors, sectors);
-        let align_bytes = self
-            .device(part.side)
-            .map_or(1, |device| device.device.align_bytes);
+        if sectors > COPIED_SECTORS_MAX {
+            return self.transfer_long(part, io, at, host_sectors, sectors);
+        }
+        self.start(part, at, u64::from(sectors));
+    }
+
+    /// Starts one whose memory is mapped and for which SPDK may have no buffer.
+    fn transfer_long(
+        &self,
+        mut part: Box<Part>,
+        io: &Io,
+        at: Sector,
+        host_sectors: u32,
+        sectors: u32,
+    ) {
+        let device = self.device(part.side);
+        let align_bytes = device.map_or(1, |device| device.device.align_bytes);
         let mut step = sectors;
-        if sectors > COPIED_SECTORS_MAX && part.is_copied(align_bytes) {
+        if part.is_copied(align_bytes) {
             step = COPIED_SECTORS_MAX;
             part.map(io, host_sectors, step);
+            part.rest = (host_sectors + step, sectors - step);
         }
-        part.rest = (host_sectors + step, sectors - step);
         self.start(part, at, u64::from(step));
     }
 
     /// Goes on with a transfer that is done in steps.
     #[cold]
-    fn next_step(&self, part: Box<Part>) {
+    fn next_step(&self, mut part: Box<Part>) {
         let (Target::Io(io, _), Some(device)) = (part.target, self.device(part.side)) else {
             unreachable!("what is done in steps is a host's, on a device");
         };
         let at = Sector((part.block + part.blocks) << device.device.block_shift);
-        let (host_sectors, sectors) = part.rest;
+        let (host_sectors, sectors) = std::mem::take(&mut part.rest);
         self.transfer(part, &io, at, host_sectors, sectors);
     }
 

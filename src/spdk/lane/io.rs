@@ -1,0 +1,164 @@
+//! A host's I/O on its way through a lane: the context that SPDK keeps beside it, lists of such, and
+//! the host's memory.
+//!
+//! An [`Io`] stands for an I/O that the bdev layer was not given back yet; it is on one list at most. Its
+//! context belongs to the thread of its channel, and is used by nobody after
+//! [`Lane::complete`](crate::request::lane::Lane::complete).
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::ptr::{self, NonNull};
+
+use super::super::sys;
+use crate::request::Request;
+
+/// The context that SPDK keeps beside each I/O of a volume.
+#[repr(C)]
+pub struct IoCtx {
+    head: sys::bcache_io,
+    /// The next on the list that the I/O is on: held, or completed.
+    next: Cell<*mut IoCtx>,
+    pub(super) outcome: Cell<sys::bcache_outcome>,
+    request: Request,
+}
+
+const _: () = assert!(align_of::<IoCtx>() <= align_of::<sys::bcache_io>());
+
+/// A host I/O in flight: a pointer to its context.
+#[derive(Clone, Copy)]
+pub struct Io(pub(super) NonNull<IoCtx>);
+
+impl Io {
+    /// Takes an I/O over from the bdev layer; its request is new.
+    ///
+    /// # Safety
+    /// `io` is the head of a context of `size_of::<IoCtx>()` bytes, filled by glue.c, and the I/O
+    /// was not completed.
+    pub unsafe fn take(io: *mut sys::bcache_io) -> Io {
+        let ctx = io.cast::<IoCtx>();
+        // SAFETY: the context is big enough and aligned (asserted here and in glue.c), and
+        // nobody else uses it before the I/O is completed.
+        unsafe {
+            (&raw mut (*ctx).request).write(Request::new());
+            (&raw mut (*ctx).next).write(Cell::new(ptr::null_mut()));
+            (&raw mut (*ctx).outcome).write(Cell::new(sys::BCACHE_FAILED));
+            Io(NonNull::new_unchecked(ctx))
+        }
+    }
+
+    /// A pointer for a callback, to come back through [`from_raw`](Self::from_raw).
+    pub fn into_raw(self) -> *mut IoCtx {
+        self.0.as_ptr()
+    }
+
+    /// The I/O that [`into_raw`](Self::into_raw) gave the pointer of.
+    ///
+    /// # Safety
+    /// The I/O was not completed since.
+    pub unsafe fn from_raw(ctx: *mut IoCtx) -> Io {
+        // SAFETY: the pointer came from an Io, so it is not null.
+        Io(unsafe { NonNull::new_unchecked(ctx) })
+    }
+
+    pub(super) fn ctx(&self) -> &IoCtx {
+        // SAFETY: an Io stands for an I/O that was not completed, so its context is there and
+        // initialised; all that changes in it is in cells.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// What the bdev layer wants.
+    pub fn head(&self) -> &sys::bcache_io {
+        &self.ctx().head
+    }
+
+    pub(super) fn host(&self) -> HostMemory<'_> {
+        let head = self.head();
+        if head.iovcnt == 0 {
+            return HostMemory(&[]);
+        }
+        // SAFETY: the bdev layer keeps `iovcnt` elements at `iovs` until the I/O is completed.
+        HostMemory(unsafe { std::slice::from_raw_parts(head.iovs, head.iovcnt as usize) })
+    }
+}
+
+impl Deref for Io {
+    type Target = Request;
+    fn deref(&self) -> &Request {
+        &self.ctx().request
+    }
+}
+
+/// A list of I/Os through their contexts, first in first out.
+pub struct IoList {
+    first: Cell<*mut IoCtx>,
+    last: Cell<*mut IoCtx>,
+}
+
+impl Default for IoList {
+    fn default() -> Self {
+        IoList {
+            first: Cell::new(ptr::null_mut()),
+            last: Cell::new(ptr::null_mut()),
+        }
+    }
+}
+
+impl IoList {
+    /// Appends an I/O that is on no list.
+    pub fn push(&self, io: Io) {
+        let ctx = io.0.as_ptr();
+        io.ctx().next.set(ptr::null_mut());
+        match NonNull::new(self.last.replace(ctx)) {
+            Some(last) => Io(last).ctx().next.set(ctx),
+            None => self.first.set(ctx),
+        }
+    }
+
+    /// Takes the first.
+    pub fn pop(&self) -> Option<Io> {
+        let io = Io(NonNull::new(self.first.get())?);
+        let next = io.ctx().next.get();
+        self.first.set(next);
+        if next.is_null() {
+            self.last.set(ptr::null_mut());
+        }
+        Some(io)
+    }
+
+    /// Whether nothing is on it.
+    pub fn is_empty(&self) -> bool {
+        self.first.get().is_null()
+    }
+
+    /// Takes all, in the same order.
+    pub fn take(&self) -> IoList {
+        let taken = IoList::default();
+        taken.first.set(self.first.replace(ptr::null_mut()));
+        taken.last.set(self.last.replace(ptr::null_mut()));
+        taken
+    }
+}
+
+/// The host's memory of one I/O.
+pub(super) struct HostMemory<'a>(&'a [sys::iovec]);
+
+impl HostMemory<'_> {
+    /// Calls `each` with every piece of the `bytes` from `offset`, in order.
+    pub(super) fn pieces(&self, offset: usize, bytes: usize, mut each: impl FnMut(*mut u8, usize)) {
+        let (mut skip, mut left) = (offset, bytes);
+        for iov in self.0 {
+            if left == 0 {
+                break;
+            }
+            if skip >= iov.iov_len {
+                skip -= iov.iov_len;
+                continue;
+            }
+            let piece = left.min(iov.iov_len - skip);
+            each(iov.iov_base.cast::<u8>().wrapping_add(skip), piece);
+            left -= piece;
+            skip = 0;
+        }
+        assert_eq!(left, 0, "a part goes beyond its I/O");
+    }
+}
