@@ -7,16 +7,20 @@ from kit import images, perf
 VERIFY_BYTES_MAX = 65536
 
 
+def over_aio(folder, cache_mb, backing_mb, block_size=512, **options):
+    """A configuration: Vol0 over two AIO bdevs on files of these sizes, made with these options."""
+    bdevs = [("bdev_aio_create", {"name": name, "block_size": block_size,
+                                  "filename": str(images.sparse(folder / (name + ".img"), size_mb * images.MIB))})
+             for name, size_mb in (("cache", cache_mb), ("back", backing_mb))]
+    volume = ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", **options})
+    return perf.bdev_config(*bdevs, volume)
+
+
 @pytest.mark.limit(60)
 @pytest.mark.parametrize("cpumask", ["0x1", "0x3"])
 @pytest.mark.parametrize("mode", ["writethrough", "writeback", "writearound"])
 def test_verify(folder, mode, cpumask):
-    cache = images.sparse(folder / "cache.img", 64 * images.MIB)
-    backing = images.sparse(folder / "back.img", 192 * images.MIB)
-    config = perf.bdev_config(
-        ("bdev_aio_create", {"name": "cache", "filename": str(cache), "block_size": 512}),
-        ("bdev_aio_create", {"name": "back", "filename": str(backing), "block_size": 512}),
-        ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", "mode": mode}))
+    config = over_aio(folder, 64, 192, mode=mode)
     iops, _ = perf.run(folder, config, perf.workload("Vol0", "verify", 3, depth=32, size=4096,
                                                      every_core=cpumask != "0x1"), cpumask=cpumask)
     assert iops > 0
@@ -46,12 +50,7 @@ def test_verify_sizes(folder, size):
 def test_hosts_need_not_align_their_memory(folder, size, mode):
     """bdevperf aligns its memory as the volume asks, which is not at all. AIO bdevs of 4 KiB blocks want 4 KiB; SPDK
     copies for them, but in 20.07 not as much as it gives them at once."""
-    cache = images.sparse(folder / "cache.img", 64 * images.MIB)
-    backing = images.sparse(folder / "back.img", 192 * images.MIB)
-    config = perf.bdev_config(
-        ("bdev_aio_create", {"name": "cache", "filename": str(cache), "block_size": 4096}),
-        ("bdev_aio_create", {"name": "back", "filename": str(backing), "block_size": 4096}),
-        ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", "mode": mode}))
+    config = over_aio(folder, 64, 192, block_size=4096, mode=mode)
     kind, share = ("verify", None) if size <= VERIFY_BYTES_MAX else ("randrw", 50)
     iops, _ = perf.run(folder, config, perf.workload("Vol0", kind, 3, depth=16, size=size, read_percent=share))
     assert iops > 0
@@ -62,12 +61,7 @@ def test_hosts_need_not_align_their_memory(folder, size, mode):
 def test_many_long_requests_over_aio(folder, mode):
     """Each is a dozen operations and more for the kernel's queue of 128, which cache and backing device share; SPDK
     20.07 forgets what finds it full."""
-    cache = images.sparse(folder / "cache.img", 64 * images.MIB)
-    backing = images.sparse(folder / "back.img", 256 * images.MIB)
-    config = perf.bdev_config(
-        ("bdev_aio_create", {"name": "cache", "filename": str(cache), "block_size": 512}),
-        ("bdev_aio_create", {"name": "back", "filename": str(backing), "block_size": 512}),
-        ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", "mode": mode}))
+    config = over_aio(folder, 64, 256, mode=mode)
     load = perf.workload("Vol0", "randrw", 3, depth=64, size=1 << 20, read_percent=50)
     iops, _ = perf.run(folder, config, load, cpumask="0x1")
     assert iops > 0
@@ -76,12 +70,7 @@ def test_many_long_requests_over_aio(folder, mode):
 @pytest.mark.limit(60)
 def test_more_long_misses_at_once_than_there_are_buffers_for(folder):
     """A channel has 16 MiB of buffers for reads that fill the cache; a read that finds none goes on without."""
-    cache = images.sparse(folder / "cache.img", 256 * images.MIB)
-    backing = images.sparse(folder / "back.img", 4096 * images.MIB)
-    config = perf.bdev_config(
-        ("bdev_aio_create", {"name": "cache", "filename": str(cache), "block_size": 512}),
-        ("bdev_aio_create", {"name": "back", "filename": str(backing), "block_size": 512}),
-        ("bdev_bcache_create", {"name": "Vol0", "cache_bdev": "cache", "backing_bdev": "back", "bucket_size_kb": 1024}))
+    config = over_aio(folder, 256, 4096, bucket_size_kb=1024)
     load = perf.workload("Vol0", "randread", 3, depth=64, size=1 << 20)
     iops, _ = perf.run(folder, config, load, cpumask="0x1")
     assert iops > 0
