@@ -231,33 +231,25 @@ impl LaneState {
     }
 
     /// Starts a transfer between a range of the device and the host's memory.
-    #[inline]
     fn transfer(&self, mut part: Box<Part>, io: &Io, at: Sector, host_sectors: u32, sectors: u32) {
         part.map(io, host_sectors, sectors);
-        if sectors > COPIED_SECTORS_MAX {
-            return self.transfer_long(part, io, at, host_sectors, sectors);
-        }
-        self.start(part, at, u64::from(sectors));
-    }
-
-    /// Starts one whose memory is mapped and for which SPDK may have no buffer.
-    fn transfer_long(
-        &self,
-        mut part: Box<Part>,
-        io: &Io,
-        at: Sector,
-        host_sectors: u32,
-        sectors: u32,
-    ) {
-        let device = self.device(part.side);
-        let align_bytes = device.map_or(1, |device| device.device.align_bytes);
         let mut step = sectors;
-        if part.is_copied(align_bytes) {
+        if sectors > COPIED_SECTORS_MAX && self.is_copied(&part) {
             step = COPIED_SECTORS_MAX;
             part.map(io, host_sectors, step);
             part.rest = (host_sectors + step, sectors - step);
         }
         self.start(part, at, u64::from(step));
+    }
+
+    /// Whether SPDK copies the memory of a part, through a buffer that may be too short for it.
+    fn is_copied(&self, part: &Part) -> bool {
+        let device = self.device(part.side);
+        let align_bytes = device.map_or(1, |device| device.device.align_bytes);
+        // SAFETY: whoever mapped the memory named as many elements as there are, and they stay.
+        let start = |i: usize| unsafe { (*part.iovs.add(i)).iov_base.addr() };
+        let mut starts = (0..part.iovcnt as usize).map(start);
+        align_bytes > SPARE_ALIGN_BYTES && starts.any(|start| start % align_bytes != 0)
     }
 
     /// Goes on with a transfer that is done in steps.
@@ -425,14 +417,6 @@ impl Part {
             home: ptr::null_mut(),
             ok: false,
         })
-    }
-
-    /// Whether SPDK copies the memory, through a buffer that may be too short for it.
-    fn is_copied(&self, align_bytes: usize) -> bool {
-        let count = self.iovcnt as usize;
-        // SAFETY: whoever named the memory set as many elements as there are, and they stay.
-        let start = |i: usize| unsafe { (*self.iovs.add(i)).iov_base.addr() };
-        align_bytes > SPARE_ALIGN_BYTES && (0..count).any(|i| start(i) % align_bytes != 0)
     }
 
     /// Names the host's memory that belongs to this part.
