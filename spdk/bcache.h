@@ -109,6 +109,9 @@ void bcache_examine_done(void);
  */
 int bcache_open(const char *name, bool write, void *device, struct spdk_bdev_desc **desc);
 
+/* The name of the module that makes the device: the same for all bdevs of a kind, valid for ever. */
+const char *bcache_module_name(const struct spdk_bdev *bdev);
+
 /* Whether the device does such I/O itself or the bdev layer does it with others. */
 bool bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind);
 

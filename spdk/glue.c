@@ -367,6 +367,12 @@ bcache_open(const char *name, bool write, void *device, struct spdk_bdev_desc **
 	return rc;
 }
 
+const char *
+bcache_module_name(const struct spdk_bdev *bdev)
+{
+	return bdev->module->name;
+}
+
 bool
 bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind)
 {

@@ -121,6 +121,11 @@ pub async fn answers<T>(
 pub trait Disk {
     /// What people call the device (the bdev's name).
     fn name(&self) -> String;
+    /// The kind of device: the name of the bdev module that makes it, such as `aio`, `nvme` or
+    /// `raid`. Empty where that is unknown. It stays the same while the device is open.
+    fn kind(&self) -> &str {
+        ""
+    }
     /// Its size in sectors.
     fn size_sectors(&self) -> u64;
     /// Its smallest addressable unit in sectors: a power of two.
@@ -182,6 +187,9 @@ fn note(done: &Result<(), IoError>, failed: &dyn Fn()) {
 impl Disk for Watched {
     fn name(&self) -> String {
         self.disk.name()
+    }
+    fn kind(&self) -> &str {
+        self.disk.kind()
     }
     fn size_sectors(&self) -> u64 {
         self.disk.size_sectors()

@@ -138,6 +138,8 @@ impl Fuse {
 pub struct Medium {
     name: String,
     block_sectors: u32,
+    /// What [`Disk::kind`] says; empty (unknown) unless a test sets it.
+    pub kind: Cell<&'static str>,
     visible: RefCell<Vec<u8>>,
     durable: RefCell<Vec<u8>>,
     pending: RefCell<Vec<Pending>>,
@@ -179,6 +181,7 @@ impl Medium {
         Rc::new(Medium {
             name: name.to_string(),
             block_sectors,
+            kind: Cell::new(""),
             durable: RefCell::new(bytes.clone()),
             visible: RefCell::new(bytes),
             pending: RefCell::default(),
@@ -601,6 +604,10 @@ impl SimDisk {
 impl Disk for SimDisk {
     fn name(&self) -> String {
         self.medium.name.clone()
+    }
+
+    fn kind(&self) -> &str {
+        self.medium.kind.get()
     }
 
     fn size_sectors(&self) -> u64 {

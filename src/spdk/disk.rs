@@ -13,7 +13,7 @@
 //!   bdevs over a device with a volatile cache often claim to have none.
 
 use std::cell::{Cell, OnceCell};
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::future::ready;
 use std::ptr;
 use std::rc::Rc;
@@ -65,6 +65,8 @@ struct Raw {
     desc: *mut sys::spdk_bdev_desc,
     bdev: *mut sys::spdk_bdev,
     channel: *mut sys::spdk_io_channel,
+    /// The name of the module that makes it.
+    kind: String,
     block_shift: u32,
     align_bytes: usize,
     can_flush: bool,
@@ -213,6 +215,9 @@ impl Raw {
                 desc,
                 bdev,
                 channel: sys::spdk_bdev_get_io_channel(desc),
+                kind: CStr::from_ptr(sys::bcache_module_name(bdev))
+                    .to_string_lossy()
+                    .into_owned(),
                 block_shift: block_bytes.ilog2() - SECTOR_SHIFT,
                 align_bytes: sys::spdk_bdev_get_buf_align(bdev).max(1),
                 can_flush: sys::bcache_supports(bdev, sys::BCACHE_FLUSH),
@@ -407,6 +412,10 @@ unsafe extern "C" fn admitted(arg: *mut c_void) {
 impl Disk for SpdkDisk {
     fn name(&self) -> String {
         self.0.name.clone()
+    }
+
+    fn kind(&self) -> &str {
+        &self.0.raw().kind
     }
 
     fn size_sectors(&self) -> u64 {

@@ -50,6 +50,9 @@ impl Disk for Flaky {
     fn name(&self) -> String {
         self.inner.name()
     }
+    fn kind(&self) -> &str {
+        self.inner.kind()
+    }
     fn size_sectors(&self) -> u64 {
         self.inner.size_sectors()
     }
