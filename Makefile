@@ -19,13 +19,14 @@ QUICK ?=
 SEEDS ?= 1000
 FIRST ?= 1
 
-.PHONY: help build demo test lint unit sim system bdevperf bench clean packages packages-test hugepages
+.PHONY: help build demo test lint docs unit sim system bdevperf bench clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
 	@echo 'make demo       start it on files in a temporary folder, write, kill, recover, verify; prints a table'
 	@echo 'make test       format, lints, documentation, shell scripts, unit and system tests'
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
+	@echo 'make docs       write docs/rpc.md and the plugin'"'"'s list of methods anew, from the tables in src'
 	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      malloc, passthru, ours and OCF side by side: tables, JSON and plots in $(TARGET_DIR)/bench;'
@@ -60,6 +61,9 @@ demo: build hugepages
 
 lint: packages-test
 	@$(RUN) tests/lint.sh
+
+docs: packages
+	@WRITE_REFERENCE=1 $(RUN) cargo test --locked --quiet --test reference
 
 unit: packages-test
 	@$(RUN) cargo test --locked

@@ -4,44 +4,18 @@
     PYTHONPATH=spdk spdk-rpc --plugin bcache_rpc bdev_bcache_get_bdevs      (the `spdk` package of PyPI)
 
 The plugin imports nothing of SPDK's, because the place of its modules moved between releases: the client that
-rpc.py hands over has had the same call(method, params) since 20.07. What a method takes stands in METHODS, one
-entry each; the parsers are built from it. Results are printed as rpc.py prints them: names as they are, lists and
-objects as JSON, and nothing for a plain true. A parameter that is not given is not sent, so that the target's
-default holds.
+rpc.py hands over has had the same call(method, params) since 20.07. Methods, parameters and help texts stand in
+bcache_rpc.json beside this file, which `make docs` writes from the module's own tables. Results are printed as
+rpc.py prints them: names as they are, lists and objects as JSON, and nothing for a plain true. A parameter that is
+not given is not sent, so that the target's default holds.
 """
 
 import argparse
 import json
+import pathlib
 
-MODES = ("writethrough", "writeback", "writearound", "none")
-
-
-class Param:
-    """One parameter: a positional argument, or an option when the name starts with a dash."""
-
-    def __init__(self, *flags, key=None, **argparse_words):
-        self.flags = flags
-        self.key = key or flags[-1].lstrip("-").replace("-", "_")
-        self.words = argparse_words
-
-    def add_to(self, parser):
-        words = dict(self.words)
-        if self.flags[0].startswith("-"):
-            words["dest"] = self.key
-            words.setdefault("default", None)
-        parser.add_argument(*self.flags, **words)
-
-
-def option_value(text):
-    """KEY=VALUE as a pair: the value is a number or true/false where it looks like one, else a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError("%r is not KEY=VALUE" % text)
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        return key, value
-    return key, parsed if isinstance(parsed, (bool, int, float)) else value
+# flags that existed before all flags were made of the parameters' names
+MORE_FLAGS = {("bdev_bcache_set_module_options", "examine"): ["-e"]}
 
 
 def true_or_false(text):
@@ -52,81 +26,65 @@ def true_or_false(text):
     return words[text.lower()]
 
 
-NAME = Param("name", help="name of the cached bdev")
-SET = Param("set", help="UUID of the cache set")
-ONE_NAME = Param("-b", "--name", help="name of the cached bdev")
-ONE_SET = Param("-u", "--set", help="UUID of the cache set")
-DISCARD = Param("--discard-dirty", action="store_true",
-                help="give up data that are nowhere else")
-WHEN_UP = Param("-w", "--when-up", action="store_true",
-                help="do it as soon as what is named is there, if it is not there yet")
-OPTIONS = Param("options", nargs="+", type=option_value, metavar="KEY=VALUE", help="options and their new values")
-
-# method, what it does, its parameters, and whether exactly one of the options must be given
-METHODS = [
-    ("bdev_bcache_create",
-     "Make a cached bdev of two bdevs: formats what is blank, opens what is bcache's already, attaches and starts",
-     [NAME,
-      Param("cache_bdev", help="the fast bdev that caches; it may be in a running set already"),
-      Param("backing_bdev", help="the slow bdev that is cached"),
-      Param("-m", "--mode", choices=MODES, help="cache mode (default: writethrough)"),
-      Param("--bucket-size-kb", type=int, help="in KiB, a power of two (default: 512, less on small bdevs)"),
-      Param("--block-size", type=int, help="block size in bytes (default: the larger of the two bdevs')"),
-      Param("-f", "--force", action="store_true",
-            help="take bdevs that hold other data; dirty data of a cache are never destroyed by this"),
-      Param("--discard-dirty", action="store_true",
-            help="together with --force: destroy even data that were not yet written back")], False),
-    ("bdev_bcache_set_module_options",
-     "Options of the module, to be set before framework_start_init",
-     [Param("-e", "--examine", type=true_or_false, metavar="true|false",
-            help="bring up the volumes of superblocks found on bdevs (default: true)")], False),
-    ("bdev_bcache_create_flash_volume",
-     "Make a volume that lives on the cache device alone",
-     [SET, Param("name", help="name of the new bdev"), Param("size_mb", type=int, help="its size in MiB")], False),
-    ("bdev_bcache_register",
-     "Read a bdev's bcache superblock and bring up what is whole",
-     [Param("bdev_name", help="a cache or backing bdev"), WHEN_UP], False),
-    ("bdev_bcache_delete_flash_volume",
-     "Remove a volume that lives on the cache device alone, with its data",
-     [NAME, DISCARD], False),
-    ("bdev_bcache_resize_flash_volume",
-     "Give a volume that lives on the cache device alone another size",
-     [NAME, Param("size_mb", type=int, help="its new size in MiB"), DISCARD], False),
-    ("bdev_bcache_run",
-     "Run a volume that waits for its cache set without it: what the set holds of it is given up",
-     [NAME, DISCARD], False),
-    ("bdev_bcache_forget_volume",
-     "Drop what a set holds of a volume that will never come back (known_volumes of get_sets lists them)",
-     [SET, Param("-U", "--uuid", help="UUID of the volume"),
-      Param("-i", "--inode", type=int, help="its inode, where it has no UUID"), DISCARD], False),
-    ("bdev_bcache_attach", "Attach a volume without a cache to a running set", [NAME, SET, DISCARD], False),
-    ("bdev_bcache_detach", "Write a volume's dirty data back and let it run without a cache", [NAME], False),
-    ("bdev_bcache_delete", "Remove the volume's bdev; what is on disk stays and comes back by register", [NAME], False),
-    ("bdev_bcache_stop_set", "Stop a set and its volumes in good order; dirty data stay on the cache", [SET], False),
-    ("bdev_bcache_unregister_set", "Write every volume of a set back, detach it, then stop the set", [SET], False),
-    ("bdev_bcache_set_cache_mode", "Change a volume's cache mode",
-     [NAME, Param("mode", choices=MODES, help="the new mode")], False),
-    ("bdev_bcache_set_options", "Change options of a volume", [NAME, OPTIONS, WHEN_UP], False),
-    ("bdev_bcache_set_set_options", "Change options of a set", [SET, OPTIONS, WHEN_UP], False),
-    ("bdev_bcache_get_bdevs", "List the volumes, or one of them", [ONE_NAME], False),
-    ("bdev_bcache_get_sets", "List the cache sets, or one of them", [ONE_SET], False),
-    ("bdev_bcache_get_stats", "Hits, misses and bypassed bytes of a volume or a set", [ONE_NAME, ONE_SET], True),
-    ("bdev_bcache_reset_stats", "Start the statistics of a volume or a set anew", [ONE_NAME, ONE_SET], True),
-    ("bdev_bcache_flush_start", "Begin to write a volume's dirty data back", [NAME], False),
-    ("bdev_bcache_flush_status", "How far a write-back begun with flush_start is", [NAME], False),
-    ("bdev_bcache_gc", "Run a full pass of garbage collection", [SET], False),
-]
+def names(text):
+    """A list of names, with commas between them; nothing is an empty list."""
+    return [name for name in text.split(",") if name]
 
 
-def request_of(args, params):
+READERS = {"number": int, "boolean": true_or_false, "array of strings": names}
+
+
+def option_reader(options):
+    """A function that reads KEY=VALUE as a pair, by the types of the options. The target refuses unknown ones."""
+    readers = {option["name"]: READERS.get(option["type"], str) for option in options}
+
+    def read(text):
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise argparse.ArgumentTypeError("%r is not KEY=VALUE" % text)
+        try:
+            return key, readers.get(key, str)(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError("%s must be a number, got %r" % (key, value)) from error
+
+    return read
+
+
+def help_of(entry):
+    """The help text of a parameter or an option, with its default."""
+    text = entry["help"]
+    if entry.get("default") not in (None, "", "false"):
+        text += " (default: %s)" % entry["default"]
+    return text.replace("%", "%%")
+
+
+def add_param(parser, method, param):
+    """Adds one parameter: a positional argument, or a flag when it may be left out."""
+    words = {"help": help_of(param)}
+    if param["type"] == "word":
+        words["choices"] = param["words"]
+    elif param["type"] in READERS:
+        words["type"] = READERS[param["type"]]
+    if "flag" not in param:
+        return parser.add_argument(param["name"], **words)
+    flags = [flag for flag in (param["flag"], "--" + param["name"].replace("_", "-")) if flag]
+    flags += MORE_FLAGS.get((method, param["name"]), [])
+    if param["type"] == "boolean":
+        if param["default"] == "false":
+            words.pop("type")
+            words["action"] = "store_const"
+            words["const"] = True
+        else:
+            words["metavar"] = "true|false"
+    return parser.add_argument(*flags, dest=param["name"], **words)
+
+
+def request_of(args, params, options):
     """The JSON parameters that the parsed arguments stand for, or None when there are none."""
-    request = {}
-    for param in params:
-        value = getattr(args, param.key)
-        if param is OPTIONS:
-            request.update(dict(value))
-        elif value is not None and not (value is False and param.words.get("action") == "store_true"):
-            request[param.key] = value
+    given = {param["name"]: getattr(args, param["name"]) for param in params}
+    request = {name: value for name, value in given.items() if value is not None}
+    if options:
+        request.update(dict(args.options))
     return request or None
 
 
@@ -138,20 +96,34 @@ def print_result(result):
         print(json.dumps(result, indent=2))
 
 
-def add_method(subparsers, method, text, params, exactly_one):
-    """Adds one method's parser."""
-    parser = subparsers.add_parser(method, help=text, description=text + ".")
-    group = parser.add_mutually_exclusive_group(required=True) if exactly_one else parser
+def describe_options(options):
+    """The options of a method, a line each."""
+    lines = ["  %s: %s" % (option["name"], help_of(option).replace("%%", "%")) for option in options]
+    return "options:\n" + "\n".join(lines)
+
+
+def add_method(subparsers, method, options):
+    """Adds one method's parser; `options` are those that it takes as KEY=VALUE."""
+    name, params = method["name"], method["params"]
+    parser = subparsers.add_parser(name, help=method["help"], description=method["help"] + ".",
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   epilog=describe_options(options) if options else None)
+    group = parser.add_mutually_exclusive_group(required=True) if method["one_of"] else parser
     for param in params:
-        param.add_to(group)
+        add_param(group if param["name"] in method["one_of"] else parser, name, param)
+    if options:
+        parser.add_argument("options", nargs="+", type=option_reader(options), metavar="KEY=VALUE",
+                            help="options and their new values, see below")
 
     def call(args):
-        print_result(args.client.call(method, request_of(args, params)))
+        print_result(args.client.call(name, request_of(args, params, options)))
 
     parser.set_defaults(func=call)
 
 
 def spdk_rpc_plugin_initialize(subparsers):
     """rpc.py calls this with its parser of methods."""
-    for method, text, params, exactly_one in METHODS:
-        add_method(subparsers, method, text, params, exactly_one)
+    with pathlib.Path(__file__).with_suffix(".json").open(encoding="utf-8") as file:
+        known = json.load(file)
+    for method in known["methods"]:
+        add_method(subparsers, method, known["options"].get(method["options"]))

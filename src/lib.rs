@@ -51,7 +51,7 @@
 //! | `alloc` | buckets: generations, priorities, free lists, reserves |
 //! | `journal` `index` | ring, group commit, replay · the lockless map in memory |
 //! | `format` `disk` | the bytes on disk · one device, by owned buffers |
-//! | `limits` `rng` | what the format bounds · random numbers from a seed |
+//! | `limits` `rng` `options` | what the format bounds · random numbers from a seed · tables of options |
 //! | `task` `stats` `units` `canary` | executor and its clock · counters · sectors, buckets, generations · seeded bugs |
 //!
 //! Write-back stands *above* the request path: it is one more party that moves ranges of a volume,
@@ -92,6 +92,7 @@ pub mod gc;
 pub mod index;
 pub mod journal;
 pub mod limits;
+pub mod options;
 pub mod request;
 pub mod rng;
 pub mod rpc;

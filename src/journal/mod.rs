@@ -26,6 +26,7 @@ use std::rc::Rc;
 use crate::disk::{Disk, Latch, Stopped};
 use crate::format::jset::{HEADER_BYTES, Jset};
 use crate::format::key::{Geometry, Key};
+use crate::options::SetOption;
 use crate::task::{Executor, Notify};
 use crate::units::{BucketNr, JournalSeq, SECTOR_BYTES, Sector};
 use ring::{Place, Ring};
@@ -114,7 +115,7 @@ pub struct Journal {
 }
 
 /// Milliseconds after which keys go to the disk although nobody asked; the kernel's default.
-pub const JOURNAL_DELAY_MS: u64 = 100;
+pub const JOURNAL_DELAY_MS: u64 = SetOption::JournalDelayMs.number();
 
 /// What is known of the journal when it starts.
 pub struct Start {

@@ -29,6 +29,7 @@ use super::volume::{Attached, SetShared};
 use crate::btree::{JournalFull, Tree};
 use crate::disk::{Disk, DoneFuture, IoError, Latch};
 use crate::index::Extent;
+use crate::options::VolumeOption;
 use crate::stats::Counter;
 use crate::task::{Executor, Lock, Notify};
 use crate::units::{Inode, Sector};
@@ -42,7 +43,7 @@ const DIRTY_PERCENT_MAX: u64 = 70;
 pub type Mark = Box<dyn Fn(bool) -> DoneFuture>;
 
 /// Dirty data that write-back leaves alone unless told otherwise, as in the kernel.
-pub const WRITEBACK_PERCENT: u64 = 10;
+pub const WRITEBACK_PERCENT: u64 = VolumeOption::WritebackPercent.number();
 
 /// A volume as its owner sees it.
 pub struct Volume {

@@ -22,14 +22,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::owner::{Owner, Volume};
 use crate::index::Extent;
+use crate::options::{SetOption, VolumeOption};
 use crate::stats::Counter;
 use crate::units::Inode;
 
 /// Errors at which a cache device is given up unless told otherwise, as in the kernel.
-pub const IO_ERROR_LIMIT: u64 = 8;
+pub const IO_ERROR_LIMIT: u64 = SetOption::IoErrorLimit.number();
 
 /// Errors at which a backing device is given up unless told otherwise, as in the kernel.
-pub const BACKING_ERROR_LIMIT: u64 = 64;
+pub const BACKING_ERROR_LIMIT: u64 = VolumeOption::IoErrorLimit.number();
 
 /// How well a backing device serves. Reactors and the owner count.
 pub struct BackingHealth {
@@ -111,7 +112,7 @@ impl Default for Health {
     fn default() -> Self {
         Health {
             limit: Cell::new(IO_ERROR_LIMIT),
-            halflife: Cell::new(0),
+            halflife: Cell::new(SetOption::IoErrorHalflife.number()),
             recent: Cell::new(0.0),
             counted_at: Cell::new(0),
             read_errors: Counter::default(),

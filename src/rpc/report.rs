@@ -4,15 +4,16 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
-use super::{About, Answer};
+use super::Answer;
 use crate::format::superblock::{BackingState, CacheMode};
+use crate::options::{Table, Value as OptionValue};
 use crate::set::cache::CacheSet;
 use crate::set::error::SetError;
 use crate::set::hub::Hub;
-use crate::set::options::{OnError, SetOptions, VolumeOptions};
+use crate::set::options::{read_set, read_volume};
 use crate::set::volume::Volume;
 use crate::stats::Counts;
-use crate::units::{SECTOR_BYTES, Uuid};
+use crate::units::SECTOR_BYTES;
 
 const BYTES: u64 = SECTOR_BYTES as u64;
 
@@ -32,52 +33,10 @@ fn state(volume: &Volume) -> &'static str {
     }
 }
 
-fn options(volume: &Volume) -> Value {
-    let mut options = json!({});
-    if let Some(link) = &*volume.link.borrow() {
-        options["writeback_running"] = json!(link.volume.writeback_running.get());
-        options["writeback_percent"] = json!(link.volume.writeback_percent.get());
-    }
-    if let Some(backing) = &volume.backing {
-        options["io_error_limit"] = json!(backing.health.limit());
-        options["io_disable"] = json!(backing.health.is_disabled());
-    }
-    options
-}
-
-/// Parameters, without those that say nothing.
-fn said(params: Value) -> Value {
-    match params {
-        Value::Object(mut map) => {
-            map.retain(|_, value| !value.is_null());
-            Value::Object(map)
-        }
-        other => other,
-    }
-}
-
-/// Parameters that give a volume its options as soon as it is there.
-pub fn volume_params(name: &str, options: VolumeOptions) -> Value {
-    said(json!({
-        "name": name,
-        "writeback_running": options.writeback_running,
-        "writeback_percent": options.writeback_percent,
-        "io_error_limit": options.io_error_limit,
-        "when_up": true,
-    }))
-}
-
-/// Parameters that give a set its options as soon as it runs.
-pub fn set_params(uuid: Uuid, options: SetOptions) -> Value {
-    said(json!({
-        "set": uuid.to_string(),
-        "journal_delay_ms": options.journal_delay_ms,
-        "io_error_limit": options.io_error_limit,
-        "io_error_halflife": options.io_error_halflife,
-        "errors": options.errors.map(OnError::name),
-        "copy_gc_enabled": options.copy_gc_enabled,
-        "when_up": true,
-    }))
+fn options<O: Table>(read: impl Fn(O) -> Option<OptionValue>) -> Value {
+    let rows = O::ALL.iter();
+    let values = rows.filter_map(|&o| Some((o.row().name.to_string(), read(o)?.to_json())));
+    Value::Object(values.collect())
 }
 
 /// The bdevs that hold sets and volumes, caches first.
@@ -115,14 +74,14 @@ fn bdev(volume: &Volume) -> Value {
         "size_bytes": size_sectors * BYTES,
         "dirty_bytes": volume.dirty_bytes(),
         "io_errors": volume.backing.as_ref().map(|b| b.health.errors()),
-        "options": options(volume),
+        "options": options(|o| read_volume(volume, o)),
     })
 }
 
 /// All volumes, or one.
-pub fn bdevs(hub: &Hub, name: Option<String>) -> Answer {
+pub fn bdevs(hub: &Hub, name: Option<&str>) -> Answer {
     let volumes = match name {
-        Some(name) => vec![hub.volume(&name)?],
+        Some(name) => vec![hub.volume(name)?],
         None => hub.volumes(),
     };
     Ok(volumes.iter().map(|v| bdev(v)).collect())
@@ -197,20 +156,14 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
             "writes": health.write_errors.get(),
         },
         "writeback_failures": set.writeback.failures.get(),
-        "options": {
-            "journal_delay_ms": set.journal.delay_ms(),
-            "io_error_limit": health.limit.get(),
-            "io_error_halflife": health.halflife.get(),
-            "errors": set.on_error.get().name(),
-            "copy_gc_enabled": set.mover.is_enabled(),
-        },
+        "options": options(|o| Some(read_set(set, o))),
     })
 }
 
 /// All sets, or one.
-pub fn sets(hub: &Hub, uuid: Option<String>) -> Answer {
+pub fn sets(hub: &Hub, uuid: Option<&str>) -> Answer {
     let sets = match uuid {
-        Some(uuid) => vec![hub.set(&uuid)?],
+        Some(uuid) => vec![hub.set(uuid)?],
         None => hub.sets(),
     };
     Ok(sets.iter().map(|s| set(hub, s)).collect())
@@ -233,10 +186,11 @@ fn counts(c: &Counts) -> Value {
     })
 }
 
-fn about(hub: &Hub, about: &About) -> Result<Vec<Rc<Volume>>, SetError> {
-    match about {
-        About::Volume(name) => Ok(vec![hub.volume(name)?]),
-        About::Set(uuid) => Ok(hub.volumes_of(&hub.set(uuid)?)),
+/// The volume of a name, or, without one, the volumes of a set.
+fn about(hub: &Hub, name: Option<&str>, set: &str) -> Result<Vec<Rc<Volume>>, SetError> {
+    match name {
+        Some(name) => Ok(vec![hub.volume(name)?]),
+        None => Ok(hub.volumes_of(&hub.set(set)?)),
     }
 }
 
@@ -249,9 +203,9 @@ fn totals(volume: &Volume) -> Counts {
 }
 
 /// The statistics of a volume, or of all volumes of a set.
-pub fn stats(hub: &Hub, what: &About) -> Answer {
+pub fn stats(hub: &Hub, name: Option<&str>, set: &str) -> Answer {
     let mut sums = [Counts::default(); 4];
-    for volume in about(hub, what)? {
+    for volume in about(hub, name, set)? {
         let windows = volume.windows.borrow();
         let values = [
             windows.total(totals(&volume)),
@@ -272,8 +226,8 @@ pub fn stats(hub: &Hub, what: &About) -> Answer {
 }
 
 /// Starts the statistics of a volume, or of all volumes of a set, from zero.
-pub fn reset(hub: &Hub, what: &About) -> Answer {
-    for volume in about(hub, what)? {
+pub fn reset(hub: &Hub, name: Option<&str>, set: &str) -> Answer {
+    for volume in about(hub, name, set)? {
         volume.windows.borrow_mut().reset(totals(&volume));
     }
     Ok(json!(true))

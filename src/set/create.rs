@@ -15,7 +15,7 @@ use super::join::check_blocks;
 use super::volume::{Backing, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode, CacheSuper};
-use crate::units::Uuid;
+use crate::units::{SECTOR_BYTES, Uuid};
 
 /// What `bdev_bcache_create` was given.
 pub struct Create {
@@ -29,7 +29,7 @@ pub struct Create {
     pub mode: Option<CacheMode>,
     /// Bucket size of a new set in KiB.
     pub bucket_size_kb: Option<u32>,
-    /// Block size of a new set in bytes.
+    /// Block size of a new set in bytes, a power of two from 512 to 4096.
     pub block_size: Option<u32>,
     /// What may be overwritten.
     pub may: Permission,
@@ -308,12 +308,7 @@ fn block_sectors(c: &Create, cache: &Rc<dyn Disk>, backing_block: u32) -> Result
     let Some(bytes) = c.block_size else {
         return Ok(cache.block_sectors().max(backing_block));
     };
-    let sectors = bytes / 512;
-    if bytes % 512 != 0 || !sectors.is_power_of_two() || sectors > 8 {
-        return Err(SetError::Invalid(format!(
-            "block_size {bytes} cannot be: 512, 1024, 2048 or 4096 are possible"
-        )));
-    }
+    let sectors = bytes / SECTOR_BYTES as u32;
     if sectors < cache.block_sectors() {
         return Err(SetError::BlockTooSmall {
             device: c.cache_bdev.clone(),

@@ -14,6 +14,8 @@ use crate::format::superblock::{
     has_magic, parse,
 };
 use crate::limits::{MIN_NBUCKETS_STARTED, PAGE_SECTORS, journal_buckets};
+pub use crate::options::LABEL_BYTES;
+use crate::options::is_name;
 use crate::rng::Rng;
 use crate::units::{SECTOR_BYTES, Sector};
 
@@ -23,8 +25,6 @@ const BLANK_BYTES: u64 = 1 << 20;
 const DEVICE_SECTORS_MIN: u64 = 4096;
 /// Blocks that a new set's journal has at least: fewer leave no room for what makes room.
 const JOURNAL_BLOCKS_MIN: u64 = 16;
-/// Bytes of a label.
-pub const LABEL_BYTES: usize = 32;
 
 /// What a device holds.
 pub enum Content {
@@ -117,8 +117,7 @@ pub fn may_format(name: &str, content: Content, may: Permission) -> Result<(), S
 /// # Errors
 /// It is empty, too long, or has characters that do not print.
 pub fn label(name: &str) -> Result<[u8; LABEL_BYTES], SetError> {
-    let fits = !name.is_empty() && name.len() <= LABEL_BYTES;
-    if !fits || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if !is_name(name) {
         return Err(SetError::Invalid(format!(
             "bad name {name:?}: 1 to {LABEL_BYTES} bytes without spaces are allowed"
         )));

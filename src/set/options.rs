@@ -1,7 +1,10 @@
-//! Options that hold for this run, and those that wait for what they are meant for.
+//! How options are read and applied, and what waits for the volume or set that it is meant for.
 //!
-//! A saved configuration is loaded before there are bdevs, let alone volumes. What it says of
-//! something that is not there yet is kept in [`Later`] and holds as soon as it is.
+//! Which options exist, with their types, ranges and defaults, stands in [`crate::options`]; here
+//! each has one arm: in [`of_volume`], [`of_set`] or [`of_module`].
+//!
+//! A saved configuration is loaded before there are bdevs, let alone volumes. Options of what does
+//! not exist yet are kept in [`Later`] and applied when it comes up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -9,20 +12,10 @@ use std::rc::Rc;
 use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
-use super::volume::Volume;
-use crate::journal::JOURNAL_DELAY_MS;
-use crate::request::owner::{self, WRITEBACK_PERCENT};
-use crate::request::trouble::{BACKING_ERROR_LIMIT, BackingHealth, IO_ERROR_LIMIT};
+use super::volume::{Backing, Volume};
+use crate::options::{ModuleOption, SetOption, Table, Value, Values, VolumeOption};
+use crate::request::owner;
 use crate::units::Uuid;
-
-/// The highest `writeback_percent`, in percent of the cache.
-const WRITEBACK_PERCENT_MAX: u64 = 40;
-/// The highest `journal_delay_ms`, in ms.
-const JOURNAL_DELAY_MS_MAX: u64 = 60_000;
-/// The highest `io_error_limit`.
-const IO_ERROR_LIMIT_MAX: u64 = 1 << 31;
-/// The highest `io_error_halflife`, in I/Os.
-const IO_ERROR_HALFLIFE_MAX: u64 = 1 << 40;
 
 /// What becomes of a set whose cache device failed, in the kernel's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,183 +36,172 @@ impl OnError {
         }
     }
 
-    /// What has that name.
-    pub fn from_name(name: &str) -> Option<OnError> {
-        let all = [OnError::Unregister, OnError::Panic];
-        all.into_iter().find(|what| what.name() == name)
-    }
-}
-
-/// Options of a volume; `None` leaves one as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeOptions {
-    /// Whether write-back works without being asked.
-    pub writeback_running: Option<bool>,
-    /// Dirty data, in percent of the cache, that write-back leaves alone; 0 to 40.
-    pub writeback_percent: Option<u64>,
-    /// Errors of the backing device at which it is given up; at least 1.
-    pub io_error_limit: Option<u64>,
-    /// Whether it is given up; false: it works again, and errors count from zero.
-    pub io_disable: Option<bool>,
-}
-
-impl VolumeOptions {
-    /// # Errors
-    /// One is out of range.
-    pub fn check(&self) -> Result<(), SetError> {
-        in_range(
-            "writeback_percent",
-            self.writeback_percent,
-            0,
-            WRITEBACK_PERCENT_MAX,
-        )?;
-        in_range("io_error_limit", self.io_error_limit, 1, IO_ERROR_LIMIT_MAX)
-    }
-
-    /// Those of a backing device, and those of a volume's place in a set.
-    fn split(self) -> (VolumeOptions, VolumeOptions) {
-        let none = VolumeOptions::default();
-        let of_backing = VolumeOptions {
-            io_error_limit: self.io_error_limit,
-            io_disable: self.io_disable,
-            ..none
-        };
-        let of_link = VolumeOptions {
-            writeback_running: self.writeback_running,
-            writeback_percent: self.writeback_percent,
-            ..none
-        };
-        (of_backing, of_link)
-    }
-
-    fn is_empty(&self) -> bool {
-        *self == VolumeOptions::default()
-    }
-
-    /// Those of a volume that are not the default, if any is not.
-    pub fn changed(volume: &Volume) -> Option<VolumeOptions> {
-        let mut changed = VolumeOptions::default();
-        if let Some(backing) = &volume.backing {
-            let limit = backing.health.limit();
-            changed.io_error_limit = (limit != BACKING_ERROR_LIMIT).then_some(limit);
+    fn from_name(name: &str) -> OnError {
+        match name {
+            "panic" => OnError::Panic,
+            _ => OnError::Unregister,
         }
-        if let Some(link) = &*volume.link.borrow() {
-            let owned = &link.volume;
-            let (running, percent) = (owned.writeback_running.get(), owned.writeback_percent.get());
-            if !running || percent != WRITEBACK_PERCENT {
-                changed.writeback_running = Some(running);
-                changed.writeback_percent = Some(percent);
+    }
+}
+
+type Apply<T> = Box<dyn Fn(&T, &Value)>;
+
+/// How an option is read and applied, as two functions of what it belongs to.
+struct Access<T> {
+    read: Box<dyn Fn(&T) -> Value>,
+    apply: Apply<T>,
+}
+
+/// A closure that takes values of one variant; [`crate::options`] has checked the type.
+macro_rules! access {
+    ($name:ident, $variant:ident, $given:ty, $taken:ty) => {
+        fn $name<T>(
+            read: impl Fn(&T) -> $given + 'static,
+            apply: impl Fn(&T, $taken) + 'static,
+        ) -> Access<T> {
+            Access {
+                read: Box::new(move |of| Value::$variant(read(of))),
+                apply: Box::new(move |of, value| match value {
+                    Value::$variant(value) => apply(of, value.clone()),
+                    other => log::error!("an option of another type was given {other:?}"),
+                }),
             }
         }
-        (!changed.is_empty()).then_some(changed)
-    }
+    };
+}
+access!(switch, Bool, bool, bool);
+access!(number, Uint, u64, u64);
+access!(word, Word, &'static str, &'static str);
 
-    fn apply_to_backing(self, health: &BackingHealth) {
-        if let Some(limit) = self.io_error_limit {
-            health.set_limit(limit);
-        }
-        if let Some(disabled) = self.io_disable {
-            health.disable(disabled);
-        }
-    }
+/// What an option of a volume needs.
+enum VolumeAccess {
+    /// A backing device: volumes that live on a set alone do not have these options.
+    Backing(Access<Backing>),
+    /// A cache: the option can wait until the volume is attached.
+    Cached(Access<owner::Volume>),
+}
 
-    fn apply(self, volume: &owner::Volume) {
-        if let Some(percent) = self.writeback_percent {
-            volume.writeback_percent.set(percent);
-        }
-        if let Some(running) = self.writeback_running {
-            volume.writeback_running.set(running);
-        }
+fn of_volume(option: VolumeOption) -> VolumeAccess {
+    match option {
+        VolumeOption::WritebackRunning => VolumeAccess::Cached(switch(
+            |v: &owner::Volume| v.writeback_running.get(),
+            |v, on| v.writeback_running.set(on),
+        )),
+        VolumeOption::WritebackPercent => VolumeAccess::Cached(number(
+            |v: &owner::Volume| v.writeback_percent.get(),
+            |v, percent| v.writeback_percent.set(percent),
+        )),
+        VolumeOption::IoErrorLimit => VolumeAccess::Backing(number(
+            |b: &Backing| b.health.limit(),
+            |b, errors| b.health.set_limit(errors),
+        )),
+        VolumeOption::IoDisable => VolumeAccess::Backing(switch(
+            |b: &Backing| b.health.is_disabled(),
+            |b, disabled| b.health.disable(disabled),
+        )),
     }
+}
 
-    /// These, where `newer` says nothing else.
-    fn and(self, newer: VolumeOptions) -> VolumeOptions {
-        VolumeOptions {
-            writeback_running: newer.writeback_running.or(self.writeback_running),
-            writeback_percent: newer.writeback_percent.or(self.writeback_percent),
-            io_error_limit: newer.io_error_limit.or(self.io_error_limit),
-            io_disable: newer.io_disable.or(self.io_disable),
+fn of_set(option: SetOption) -> Access<CacheSet> {
+    match option {
+        SetOption::JournalDelayMs => number(
+            |s: &CacheSet| s.journal.delay_ms(),
+            |s, ms| s.journal.set_delay_ms(ms),
+        ),
+        SetOption::IoErrorLimit => number(
+            |s: &CacheSet| s.owner.health.limit.get(),
+            |s, errors| s.owner.health.limit.set(errors),
+        ),
+        SetOption::IoErrorHalflife => number(
+            |s: &CacheSet| s.owner.health.halflife.get(),
+            |s, ios| s.owner.health.halflife.set(ios),
+        ),
+        SetOption::Errors => word(
+            |s: &CacheSet| s.on_error.get().name(),
+            |s, name| s.on_error.set(OnError::from_name(name)),
+        ),
+        SetOption::CopyGcEnabled => switch(
+            |s: &CacheSet| s.mover.is_enabled(),
+            |s, on| s.mover.enable(on),
+        ),
+    }
+}
+
+fn of_module(option: ModuleOption) -> Access<Hub> {
+    match option {
+        ModuleOption::Examine => switch(
+            |hub: &Hub| hub.examine_enabled.get(),
+            |hub, on| hub.examine_enabled.set(on),
+        ),
+    }
+}
+
+/// The value of an option of a volume, or `None` where the volume does not have the option now.
+pub fn read_volume(volume: &Volume, option: VolumeOption) -> Option<Value> {
+    match of_volume(option) {
+        VolumeAccess::Backing(access) => {
+            let backing = volume.backing.as_ref()?;
+            Some((access.read)(backing))
+        }
+        VolumeAccess::Cached(access) => {
+            let link = volume.link.borrow();
+            Some((access.read)(&link.as_ref()?.volume))
         }
     }
 }
 
-fn in_range(name: &str, value: Option<u64>, least: u64, most: u64) -> Result<(), SetError> {
-    match value {
-        Some(value) if !(least..=most).contains(&value) => Err(SetError::Invalid(format!(
-            "{name} {value} cannot be: {least} to {most} are possible"
-        ))),
-        _ => Ok(()),
-    }
+/// The value of an option of a set.
+pub fn read_set(set: &CacheSet, option: SetOption) -> Value {
+    (of_set(option).read)(set)
 }
 
-/// Options of a set; `None` leaves one as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetOptions {
-    /// How long a change waits for its journal entry without a flush, in ms; 1 to 60000.
-    pub journal_delay_ms: Option<u64>,
-    /// Errors of the cache device's data at which it is given up; at least 1.
-    pub io_error_limit: Option<u64>,
-    /// I/Os after which half of the errors are forgotten; 0: none ever is.
-    pub io_error_halflife: Option<u64>,
-    /// What then becomes of the set.
-    pub errors: Option<OnError>,
-    /// Whether moving gc works.
-    pub copy_gc_enabled: Option<bool>,
+/// The value of an option of the module.
+pub fn read_module(hub: &Hub, option: ModuleOption) -> Value {
+    (of_module(option).read)(hub)
 }
 
-impl SetOptions {
-    /// # Errors
-    /// One is out of range.
-    pub fn check(&self) -> Result<(), SetError> {
-        let (delay, limit) = (self.journal_delay_ms, self.io_error_limit);
-        in_range("journal_delay_ms", delay, 1, JOURNAL_DELAY_MS_MAX)?;
-        in_range("io_error_limit", limit, 1, IO_ERROR_LIMIT_MAX)?;
-        let halflife = self.io_error_halflife;
-        in_range("io_error_halflife", halflife, 0, IO_ERROR_HALFLIFE_MAX)
-    }
+/// The options of a volume that are saved, where they are not the default.
+pub fn changed_of_volume(volume: &Volume) -> Values<VolumeOption> {
+    Values::changed(|option| read_volume(volume, option)).saved()
+}
 
-    /// Those of a set that are not the default, if any is not.
-    pub fn changed(set: &CacheSet) -> Option<SetOptions> {
-        let health = &set.owner.health;
-        let other = |value: u64, default: u64| (value != default).then_some(value);
-        let errors = set.on_error.get();
-        let changed = SetOptions {
-            journal_delay_ms: other(set.journal.delay_ms(), JOURNAL_DELAY_MS),
-            io_error_limit: other(health.limit.get(), IO_ERROR_LIMIT),
-            io_error_halflife: other(health.halflife.get(), 0),
-            errors: (errors != OnError::default()).then_some(errors),
-            copy_gc_enabled: (!set.mover.is_enabled()).then_some(false),
-        };
-        (changed != SetOptions::default()).then_some(changed)
-    }
+/// The options of a set that are saved, where they are not the default.
+pub fn changed_of_set(set: &CacheSet) -> Values<SetOption> {
+    Values::changed(|option| Some(read_set(set, option))).saved()
+}
 
-    pub(super) fn apply(self, set: &CacheSet) {
-        if let Some(ms) = self.journal_delay_ms {
-            set.journal.set_delay_ms(ms);
-        }
-        if let Some(limit) = self.io_error_limit {
-            set.owner.health.limit.set(limit);
-        }
-        if let Some(ios) = self.io_error_halflife {
-            set.owner.health.halflife.set(ios);
-        }
-        if let Some(errors) = self.errors {
-            set.on_error.set(errors);
-        }
-        if let Some(on) = self.copy_gc_enabled {
-            set.mover.enable(on);
+/// Applies what can be applied to a volume now; returns what needs a cache.
+///
+/// # Errors
+/// The volume has no backing device, and an option needs one. Nothing is applied then.
+fn apply_to_volume(
+    volume: &Volume,
+    options: &Values<VolumeOption>,
+) -> Result<Values<VolumeOption>, SetError> {
+    for (option, _) in options.iter() {
+        let needs_backing = matches!(of_volume(option), VolumeAccess::Backing(_));
+        if needs_backing && volume.backing.is_none() {
+            return Err(SetError::Invalid(format!(
+                "{} lives on its set alone: {} is an option of backing devices",
+                volume.name,
+                option.row().name
+            )));
         }
     }
-
-    /// These, where `newer` says nothing else.
-    fn and(self, newer: SetOptions) -> SetOptions {
-        SetOptions {
-            journal_delay_ms: newer.journal_delay_ms.or(self.journal_delay_ms),
-            io_error_limit: newer.io_error_limit.or(self.io_error_limit),
-            io_error_halflife: newer.io_error_halflife.or(self.io_error_halflife),
-            errors: newer.errors.or(self.errors),
-            copy_gc_enabled: newer.copy_gc_enabled.or(self.copy_gc_enabled),
+    let (link, mut rest) = (volume.link.borrow(), Values::default());
+    for (option, value) in options.iter() {
+        match (of_volume(option), &volume.backing, &*link) {
+            (VolumeAccess::Backing(access), Some(backing), _) => (access.apply)(backing, value),
+            (VolumeAccess::Cached(access), _, Some(link)) => (access.apply)(&link.volume, value),
+            _ => rest.set(option, value.clone()),
         }
+    }
+    Ok(rest)
+}
+
+pub(super) fn apply_to_set(set: &CacheSet, options: &Values<SetOption>) {
+    for (option, value) in options.iter() {
+        (of_set(option).apply)(set, value);
     }
 }
 
@@ -229,62 +211,75 @@ pub struct Later {
     /// Bdevs to be registered when they appear.
     pub bdevs: BTreeSet<String>,
     /// Options of volumes, by name.
-    pub volumes: BTreeMap<String, VolumeOptions>,
+    pub volumes: BTreeMap<String, Values<VolumeOption>>,
     /// Options of sets.
-    pub sets: BTreeMap<Uuid, SetOptions>,
+    pub sets: BTreeMap<Uuid, Values<SetOption>>,
 }
 
 impl Hub {
-    /// Changes options of a volume; with `when_up`, as soon as it is there and has a cache.
+    /// Changes options of a volume; with `when_up`, as soon as it is there and has a cache. All
+    /// that are given are changed or kept, or none is.
     ///
     /// # Errors
-    /// A value that cannot be, or (without `when_up`) there is no such volume with a cache.
+    /// There is no such volume or it has no cache (both without `when_up`), or it lives on its set
+    /// alone and an option needs a backing device.
     pub fn set_options(
         &self,
         name: &str,
-        options: VolumeOptions,
+        options: Values<VolumeOption>,
         when_up: bool,
     ) -> Result<(), SetError> {
-        options.check()?;
         let volume = self.volume(name);
+        let needs_cache = |option| matches!(of_volume(option), VolumeAccess::Cached(_));
+        if !when_up || options.is_empty() {
+            let volume = volume
+                .as_ref()
+                .map_err(|_| SetError::NoVolume(name.into()))?;
+            let lacking = options.iter().find(|(option, _)| needs_cache(*option));
+            if let Some((option, _)) = lacking.filter(|_| volume.link.borrow().is_none()) {
+                return Err(SetError::Busy(format!(
+                    "{name} has no cache, which {} needs: attach it first, or say when_up",
+                    option.row().name
+                )));
+            }
+        }
         let rest = match &volume {
-            Ok(volume) => apply_now(volume, options)?,
+            Ok(volume) => apply_to_volume(volume, &options)?,
             Err(_) => options,
         };
-        if rest.is_empty() {
-            return volume.map(|_| ());
+        if !rest.is_empty() {
+            let mut later = self.later.borrow_mut();
+            later.volumes.entry(name.into()).or_default().update(rest);
         }
-        if !when_up {
-            volume?;
-            return Err(SetError::Busy(format!("{name} has no cache")));
-        }
-        let mut later = self.later.borrow_mut();
-        let known = later.volumes.entry(name.into()).or_default();
-        *known = known.and(rest);
         Ok(())
     }
 
     /// Changes options of a set; with `when_up`, as soon as it runs.
     ///
     /// # Errors
-    /// A value that cannot be, or (without `when_up`) no such set runs.
+    /// No such set runs (without `when_up`, or without options), or what is given is no UUID.
     pub fn set_set_options(
         &self,
         uuid: &str,
-        options: SetOptions,
+        options: Values<SetOption>,
         when_up: bool,
     ) -> Result<(), SetError> {
-        options.check()?;
         match (self.set(uuid), Uuid::parse(uuid)) {
-            (Ok(set), _) => options.apply(&set),
-            (Err(SetError::NoSet(_)), Some(uuid)) if when_up => {
+            (Ok(set), _) => apply_to_set(&set, &options),
+            (Err(SetError::NoSet(_)), Some(uuid)) if when_up && !options.is_empty() => {
                 let mut later = self.later.borrow_mut();
-                let known = later.sets.entry(uuid).or_default();
-                *known = known.and(options);
+                later.sets.entry(uuid).or_default().update(options);
             }
             (Err(error), _) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Changes options of the module.
+    pub fn set_module_options(&self, options: &Values<ModuleOption>) {
+        for (option, value) in options.iter() {
+            (of_module(option).apply)(self, value);
+        }
     }
 
     /// Gives a volume that has just come up, or got its cache, the options that waited for it.
@@ -293,18 +288,19 @@ impl Hub {
         let Some(options) = later.volumes.remove(&volume.name) else {
             return;
         };
-        match apply_now(volume, options) {
+        match apply_to_volume(volume, &options) {
             Ok(rest) if rest.is_empty() => {}
             Ok(rest) => {
                 later.volumes.insert(volume.name.clone(), rest);
             }
-            Err(error) => log::warn!("{}: {error}", volume.name),
+            Err(error) => log::warn!("options of {} are dropped: {error}", volume.name),
         }
     }
 
     /// Keeps the options of a volume that is taken down, for when it comes back.
     pub(super) fn keep_options(&self, volume: &Volume) {
-        if let Some(options) = VolumeOptions::changed(volume) {
+        let options = changed_of_volume(volume);
+        if !options.is_empty() {
             let mut later = self.later.borrow_mut();
             later.volumes.insert(volume.name.clone(), options);
         }
@@ -312,7 +308,8 @@ impl Hub {
 
     /// Keeps the options of a set that is stopped, for when it is started again.
     pub(super) fn keep_set_options(&self, set: &CacheSet) {
-        if let Some(options) = SetOptions::changed(set) {
+        let options = changed_of_set(set);
+        if !options.is_empty() {
             let mut later = self.later.borrow_mut();
             later.sets.insert(set.set_uuid(), options);
         }
@@ -324,65 +321,20 @@ impl Hub {
     }
 }
 
-/// Changes what can be changed of a volume now; returns what it takes a cache for.
-fn apply_now(volume: &Volume, options: VolumeOptions) -> Result<VolumeOptions, SetError> {
-    let (of_backing, of_link) = options.split();
-    match &volume.backing {
-        Some(backing) => of_backing.apply_to_backing(&backing.health),
-        None if of_backing.is_empty() => {}
-        None => {
-            return Err(SetError::Invalid(format!(
-                "{} lives on its set alone: io_error_limit and io_disable are of backing devices",
-                volume.name
-            )));
-        }
-    }
-    let link = volume.link.borrow();
-    let Some(link) = link.as_ref() else {
-        return Ok(of_link);
-    };
-    of_link.apply(&link.volume);
-    Ok(VolumeOptions::default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Kind;
 
     #[test]
-    fn ranges_are_kept() {
-        let percent = |p| VolumeOptions {
-            writeback_percent: Some(p),
-            ..VolumeOptions::default()
+    fn every_word_of_errors_has_a_meaning() {
+        let row = SetOption::Errors.row();
+        let Kind::Word(words) = row.kind else {
+            panic!("{row:?}");
         };
-        assert!(percent(0).check().is_ok() && percent(40).check().is_ok());
-        assert!(percent(41).check().is_err());
-        let delay = |ms| SetOptions {
-            journal_delay_ms: Some(ms),
-            ..SetOptions::default()
-        };
-        let limit = |n| SetOptions {
-            io_error_limit: Some(n),
-            ..SetOptions::default()
-        };
-        assert!(limit(1).check().is_ok() && limit(0).check().is_err());
-        assert!(delay(1).check().is_ok() && delay(60_000).check().is_ok());
-        assert!(delay(0).check().is_err() && delay(60_001).check().is_err());
-    }
-
-    #[test]
-    fn what_is_said_later_counts() {
-        let first = VolumeOptions {
-            writeback_running: Some(false),
-            writeback_percent: Some(3),
-            ..VolumeOptions::default()
-        };
-        let second = VolumeOptions {
-            writeback_percent: Some(4),
-            ..VolumeOptions::default()
-        };
-        let both = first.and(second);
-        assert_eq!(both.writeback_running, Some(false));
-        assert_eq!(both.writeback_percent, Some(4));
+        for word in words {
+            assert_eq!(OnError::from_name(word).name(), *word);
+        }
+        assert_eq!(row.default, Value::Word(OnError::default().name()));
     }
 }

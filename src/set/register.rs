@@ -11,6 +11,7 @@ use super::error::SetError;
 use super::format;
 use super::host::OpenError;
 use super::hub::Hub;
+use super::options::apply_to_set;
 use super::volume::{Backing, Link, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, Super};
@@ -154,7 +155,7 @@ impl Hub {
         self.watch(&set);
         let options = self.later.borrow_mut().sets.remove(&set.set_uuid());
         if let Some(options) = options {
-            options.apply(&set);
+            apply_to_set(&set, &options);
         }
         if let Err(error) = self.drop_gone(&set).await {
             log::error!("{name}: {error}");

@@ -8,6 +8,7 @@ use std::ffi::c_void;
 use serde_json::Value;
 
 use super::sys;
+use crate::rpc::{RpcError, params};
 
 unsafe extern "C" fn collect(text: *mut c_void, data: *const c_void, bytes: usize) -> i32 {
     // SAFETY: `text` is the Vec of `read`, which nobody else uses during the call; SPDK passes
@@ -21,9 +22,12 @@ unsafe extern "C" fn collect(text: *mut c_void, data: *const c_void, bytes: usiz
 
 /// The value that SPDK parsed; null for a null pointer, as when a request has no parameters.
 ///
+/// # Errors
+/// It cannot be written out, or is no good as parameters.
+///
 /// # Safety
 /// `value` is null or points to a value with all that belongs to it, as SPDK hands it out.
-pub unsafe fn read(value: *const sys::spdk_json_val) -> Result<Value, String> {
+pub unsafe fn read(value: *const sys::spdk_json_val) -> Result<Value, RpcError> {
     if value.is_null() {
         return Ok(Value::Null);
     }
@@ -33,15 +37,15 @@ pub unsafe fn read(value: *const sys::spdk_json_val) -> Result<Value, String> {
     let failed = unsafe {
         let w = sys::spdk_json_write_begin(Some(collect), (&raw mut text).cast(), 0);
         if w.is_null() {
-            return Err("no memory".into());
+            return Err(params::unreadable("no memory"));
         }
         let written = sys::spdk_json_write_val(w, value);
         sys::spdk_json_write_end(w) != 0 || written != 0
     };
     if failed {
-        return Err("the parameters cannot be read".into());
+        return Err(params::unreadable("SPDK cannot write them out"));
     }
-    serde_json::from_slice(&text).map_err(|e| e.to_string())
+    params::read(&text)
 }
 
 /// Writes a value where SPDK expects one.

@@ -10,15 +10,13 @@ use std::ffi::CString;
 use serde_json::Value;
 
 use super::{json, module, sys};
-use crate::rpc::{METHODS, RpcError, STARTUP_METHODS};
-
-/// Parameters that do not even parse.
-const INVALID_PARAMS: i32 = -32602;
+use crate::rpc::RpcError;
+use crate::rpc::methods::{METHODS, When};
 
 type Handler = unsafe extern "C" fn(*mut sys::spdk_jsonrpc_request, *const sys::spdk_json_val);
 
 /// How many methods there can be.
-const HANDLERS_MAX: usize = 32;
+const HANDLERS_MAX: usize = 64;
 
 macro_rules! handlers {
     ($($nr:literal)*) => { [$(handle::<$nr>),*] };
@@ -26,6 +24,7 @@ macro_rules! handlers {
 
 static HANDLERS: [Handler; HANDLERS_MAX] = handlers!(
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+    32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
 );
 
 const _: () = assert!(METHODS.len() <= HANDLERS_MAX);
@@ -62,26 +61,21 @@ unsafe extern "C" fn handle<const NR: usize>(
     let request = Request(request);
     // SAFETY: SPDK's parameters are valid during this call.
     match unsafe { json::read(params) } {
-        Ok(params) => module::spawn_rpc(METHODS[NR], params, move |result| {
+        Ok(params) => module::spawn_rpc(METHODS[NR].name, params, move |result| {
             request.answer(result);
         }),
-        Err(message) => request.answer(Err(RpcError {
-            code: INVALID_PARAMS,
-            message,
-        })),
+        Err(error) => request.answer(Err(error)),
     }
 }
 
 /// Registers all methods; the `register_rpcs` of the module's table.
 pub extern "C" fn register_rpcs() {
     for (nr, method) in METHODS.iter().enumerate() {
-        let startup = STARTUP_METHODS.contains(method);
-        let states = if startup {
-            sys::SPDK_RPC_STARTUP
-        } else {
-            sys::SPDK_RPC_RUNTIME
+        let states = match method.when {
+            When::Startup => sys::SPDK_RPC_STARTUP,
+            When::Runtime => sys::SPDK_RPC_RUNTIME,
         };
-        let Ok(name) = CString::new(*method) else {
+        let Ok(name) = CString::new(method.name) else {
             continue;
         };
         // SAFETY: SPDK copies the name; the handler lives as long as the program.

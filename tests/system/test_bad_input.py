@@ -6,7 +6,7 @@ import re
 import pytest
 
 from kit import export, images, pattern, superblock, volume
-from kit.rpc import RpcError
+from kit.rpc import RpcClient, RpcError
 from test_rpc import INVALID_PARAMS, refused
 
 
@@ -159,6 +159,36 @@ def test_unknown_options(shared, pair):
     assert refused(shared, "bdev_bcache_set_cache_mode", name=pair.name, mode="fast").code == INVALID_PARAMS
     assert refused(shared, "bdev_bcache_get_stats", name=pair.name, set=uuid).code == INVALID_PARAMS
     assert refused(shared, "bdev_bcache_get_stats").code == INVALID_PARAMS
+
+
+@pytest.mark.parametrize("params, word", [
+    ('["Vol0", "cache", "back"]', "object"), ("[]", "object"), ('"Vol0"', ""), ("7", ""),
+    ('{"name": "Vol0", "name": "Vol0"}', "name is given twice"),
+    ('{"name": "Vol0", "x": [{"y": 1, "y": 2}]}', "y is given twice"),
+], ids=str)
+def test_positional_and_repeated_parameters_are_refused(shared, params, word):
+    """As text, because no dict has a key twice. SPDK's own parser refuses what is neither object nor array."""
+    for method in ("bdev_bcache_detach", "bdev_bcache_create", "bdev_bcache_get_sets"):
+        client = RpcClient(shared.socket)
+        client.socket.sendall(b'{"jsonrpc": "2.0", "id": 7, "method": "%s", "params": %s}'
+                              % (method.encode(), params.encode()))
+        error = client.receive(7 if word else None)["error"]
+        client.close()
+        assert word in error["message"], error
+        assert error["code"] == INVALID_PARAMS or not word
+
+
+def test_nothing_waits_for_names_that_nothing_can_have(shared, pair):
+    for method, words in (
+            ("bdev_bcache_set_options", {"name": "n" * 33, "writeback_percent": 5}),
+            ("bdev_bcache_set_options", {"name": "a b", "writeback_percent": 5}),
+            ("bdev_bcache_set_options", {"name": "", "writeback_percent": 5}),
+            ("bdev_bcache_set_set_options", {"set": "00000000-0000-0000-0000-000000000000", "journal_delay_ms": 5}),
+            ("bdev_bcache_set_set_options", {"set": "Vol0", "journal_delay_ms": 5}),
+            ("bdev_bcache_register", {"bdev_name": ""})):
+        assert refused(shared, method, **words, when_up=True).code == INVALID_PARAMS
+    saved = shared.call("framework_get_config", name="bdev")
+    assert not [call for call in saved if call["method"].startswith("bdev_bcache")], saved
 
 
 # what is changed on a cache device, and a word that the message must have
