@@ -36,6 +36,14 @@ enum bcache_outcome {
 	BCACHE_NO_SPACE,
 };
 
+/* Why a device did not do an I/O. */
+enum bcache_reason {
+	BCACHE_WHY_DEVICE,
+	BCACHE_WHY_ABORTED,
+	BCACHE_WHY_NO_MEMORY,
+	BCACHE_WHY_INVALID,
+};
+
 /* The head of the module's context in every spdk_bdev_io of a volume; filled before ops.submit. */
 struct bcache_io {
 	struct spdk_bdev_io *bdev_io;
@@ -120,6 +128,9 @@ bool bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind);
  * release of the bdev layer tries again what has found such a queue full.
  */
 bool bcache_shares_queue(struct spdk_bdev *bdev);
+
+/* Why an I/O failed that was completed without success and is not freed yet. */
+enum bcache_reason bcache_why(struct spdk_bdev_io *bdev_io);
 
 /* Gives a completed I/O back; in place of spdk_bdev_free_io. */
 void bcache_free_io(struct spdk_bdev_io *bdev_io);

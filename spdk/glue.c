@@ -398,6 +398,65 @@ bcache_shares_queue(struct spdk_bdev *bdev)
 	return strcmp(bdev->module->name, "aio") == 0;
 }
 
+/*
+ * What a drive says of a command that it did not carry out. An abort says nothing of the drive, and a
+ * malformed command nothing but that the host's memory or range did not suit it.
+ */
+static enum bcache_reason
+nvme_reason(struct spdk_bdev_io *bdev_io)
+{
+	uint32_t cdw0;
+	int sct, sc;
+
+	spdk_bdev_io_get_nvme_status(bdev_io, &cdw0, &sct, &sc);
+	if (sct != SPDK_NVME_SCT_GENERIC) {
+		return BCACHE_WHY_DEVICE;
+	}
+	switch (sc) {
+	case SPDK_NVME_SC_ABORTED_POWER_LOSS:
+	case SPDK_NVME_SC_ABORTED_BY_REQUEST:
+	case SPDK_NVME_SC_ABORTED_SQ_DELETION:
+	case SPDK_NVME_SC_NAMESPACE_NOT_READY:
+		return BCACHE_WHY_ABORTED;
+	case SPDK_NVME_SC_INVALID_OPCODE:
+	case SPDK_NVME_SC_INVALID_FIELD:
+	case SPDK_NVME_SC_INVALID_SGL_SEG_DESCRIPTOR:
+	case SPDK_NVME_SC_INVALID_NUM_SGL_DESCIRPTORS:
+	case SPDK_NVME_SC_DATA_SGL_LENGTH_INVALID:
+	case SPDK_NVME_SC_SGL_DESCRIPTOR_TYPE_INVALID:
+	case SPDK_NVME_SC_INVALID_PRP_OFFSET:
+	case SPDK_NVME_SC_INVALID_SGL_OFFSET:
+	case SPDK_NVME_SC_SGL_DATA_BLOCK_GRANULARITY_INVALID:
+	case SPDK_NVME_SC_LBA_OUT_OF_RANGE:
+		return BCACHE_WHY_INVALID;
+	default:
+		return BCACHE_WHY_DEVICE;
+	}
+}
+
+enum bcache_reason
+bcache_why(struct spdk_bdev_io *bdev_io)
+{
+	switch (bdev_io->internal.status) {
+	case SPDK_BDEV_IO_STATUS_ABORTED:
+		return BCACHE_WHY_ABORTED;
+	case SPDK_BDEV_IO_STATUS_NOMEM:
+		return BCACHE_WHY_NO_MEMORY;
+	case SPDK_BDEV_IO_STATUS_NVME_ERROR:
+		return nvme_reason(bdev_io);
+#if SINCE(21, 1)
+	case SPDK_BDEV_IO_STATUS_AIO_ERROR: {
+		int error;
+
+		spdk_bdev_io_get_aio_status(bdev_io, &error);
+		return error == -EINVAL ? BCACHE_WHY_INVALID : BCACHE_WHY_DEVICE;
+	}
+#endif
+	default:
+		return BCACHE_WHY_DEVICE;
+	}
+}
+
 #if !SINCE(21, 1)
 static void
 free_io_late(void *bdev_io)

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use crate::task::Notify;
 use crate::units::Sector;
 
-/// Why a device did not do what it was told.
+/// Why an I/O on a device failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoError {
     /// The device answered with an error.
@@ -30,6 +30,28 @@ pub enum IoError {
     OutOfRange,
     /// The device cannot do this.
     Unsupported,
+    /// The request is malformed: its memory does not fit it, or the driver refused to take it.
+    Invalid,
+    /// The device was reset under the I/O again and again.
+    Aborted,
+    /// There is no memory for the I/O.
+    NoMemory,
+}
+
+impl IoError {
+    /// Whether the device is at fault. No other error counts toward its limit of errors: a host can
+    /// cause those at will.
+    pub fn is_device_error(self) -> bool {
+        matches!(self, IoError::Failed | IoError::Gone)
+    }
+
+    /// Whether the request itself is at fault: it fails on any device.
+    pub fn is_bad_request(self) -> bool {
+        matches!(
+            self,
+            IoError::OutOfRange | IoError::Unsupported | IoError::Invalid
+        )
+    }
 }
 
 impl fmt::Display for IoError {
@@ -39,6 +61,9 @@ impl fmt::Display for IoError {
             IoError::Gone => "device gone",
             IoError::OutOfRange => "out of the device's range",
             IoError::Unsupported => "not supported by the device",
+            IoError::Invalid => "malformed request",
+            IoError::Aborted => "aborted by a reset",
+            IoError::NoMemory => "no memory for the I/O",
         })
     }
 }
@@ -146,7 +171,7 @@ pub trait Disk {
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture;
 }
 
-/// A device whose errors somebody counts. What it was asked for wrongly is no error of the device.
+/// A device whose errors are counted: those that [`IoError::is_device_error`] names.
 pub struct Watched {
     disk: Rc<dyn Disk>,
     failed: Rc<dyn Fn()>,
@@ -163,7 +188,7 @@ impl Watched {
         let failed = self.failed.clone();
         Box::pin(async move {
             let done = done.await;
-            note(&done, &*failed);
+            note(done, &*failed);
             done
         })
     }
@@ -172,14 +197,14 @@ impl Watched {
         let failed = self.failed.clone();
         Box::pin(async move {
             let (buf, done) = done.await;
-            note(&done, &*failed);
+            note(done, &*failed);
             (buf, done)
         })
     }
 }
 
-fn note(done: &Result<(), IoError>, failed: &dyn Fn()) {
-    if matches!(done, Err(IoError::Failed | IoError::Gone)) {
+fn note(done: Result<(), IoError>, failed: &dyn Fn()) {
+    if done.is_err_and(IoError::is_device_error) {
         failed();
     }
 }

@@ -13,11 +13,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::lane::{Direction, Lane, Outcome, Side};
+use super::lane::{Direction, Ended, Lane, Outcome, Side};
 use super::link::Link;
 use super::msg::{Message, Passage, Reply, Through, Verdict};
 use super::volume::VolumeShared;
 use super::{Kind, Part, Phase, Request, Step};
+use crate::disk::IoError;
 use crate::format::superblock::CacheMode;
 use crate::index::{Extent, TOGETHER};
 use crate::stats::FrontStats;
@@ -269,39 +270,33 @@ impl<L: Lane> Front<L> {
 
     /// The lane has finished part `part` of a request.
     #[inline]
-    pub fn part_done(&self, io: L::Io, part: u8, ok: bool) {
+    pub fn part_done(&self, io: L::Io, part: u8, ended: Ended) {
         let slot = &io.parts[usize::from(part)];
         let done = slot.replace(Part::FREE);
         match done.step {
-            Step::CacheRead => self.cache_read_done(io, &done, ok),
-            Step::BackingRead => {
-                if !ok {
-                    self.backing_failed(&io);
+            Step::CacheRead => self.cache_read_done(io, &done, ended),
+            Step::BackingRead | Step::BackingFlush => {
+                if let Err(why) = ended {
+                    self.backing_failed(&io, why);
                 }
                 self.settle(io);
             }
-            Step::CacheWrite => self.cache_write_done(io, &done, ok),
+            Step::CacheWrite => self.cache_write_done(io, &done, ended),
             Step::CacheCopy => {
-                match (&self.link, ok) {
-                    (_, true) => slot.set(Part {
+                match (&self.link, ended) {
+                    (_, Ok(())) => slot.set(Part {
                         step: Step::CacheCopied,
                         ..done
                     }),
-                    (Some(link), false) => {
-                        link.cache_error(Self::extent_of(&io, &done), true);
+                    (Some(link), Err(why)) => {
+                        link.cache_error(Self::extent_of(&io, &done), true, why);
                         link.reported(false, done.at);
                     }
-                    (None, false) => {}
+                    (None, Err(_)) => {}
                 }
                 self.settle(io);
             }
-            Step::Backing => self.backing_done(io, ok),
-            Step::BackingFlush => {
-                if !ok {
-                    self.backing_failed(&io);
-                }
-                self.settle(io);
-            }
+            Step::Backing => self.backing_done(io, ended),
             Step::Free | Step::Fill | Step::CacheCopied => {
                 unreachable!("no transfer of such a part")
             }
@@ -309,14 +304,16 @@ impl<L: Lane> Front<L> {
     }
 
     #[cold]
-    fn backing_failed(&self, io: &L::Io) {
-        self.volume.health.failed(&self.volume.name);
+    fn backing_failed(&self, io: &L::Io, why: IoError) {
+        if why.is_device_error() {
+            self.volume.health.failed(&self.volume.name);
+        }
         io.failed.set(true);
     }
 
-    fn backing_done(&self, io: L::Io, ok: bool) {
-        if !ok {
-            self.backing_failed(&io);
+    fn backing_done(&self, io: L::Io, ended: Ended) {
+        if let Err(why) = ended {
+            self.backing_failed(&io, why);
         } else if io.flush_after.replace(false) {
             return self.flush_part(io);
         }
@@ -418,15 +415,16 @@ impl<L: Lane> Front<L> {
         }
     }
 
-    fn cache_write_done(&self, io: L::Io, part: &Part, ok: bool) {
+    fn cache_write_done(&self, io: L::Io, part: &Part, ended: Ended) {
         let link = self.link.as_ref().expect("cache writes need a cache");
-        if !ok {
-            link.cache_error(Self::extent_of(&io, part), true);
+        if let Err(why) = ended {
+            link.cache_error(Self::extent_of(&io, part), true, why);
             link.reported(true, part.at);
-            // The host's data are still at hand, and where there is a backing device it takes them.
+            // The host's data are still at hand, and where there is a backing device it takes them,
+            // unless the request itself is at fault.
             match self.volume.data_offset {
-                Some(_) => io.rescue.set(true),
-                None => io.failed.set(true),
+                Some(_) if !why.is_bad_request() => io.rescue.set(true),
+                _ => io.failed.set(true),
             }
             return self.settle(io);
         }

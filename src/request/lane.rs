@@ -4,12 +4,14 @@
 //! the bytes. The SPDK boundary and the simulator each implement [`Lane`]. Every operation that is
 //! started ends in exactly one call of [`Front::part_done`](super::front::Front::part_done) or
 //! [`Front::fill_done`](super::front::Front::fill_done), never from within the starting call.
-//! A lane that runs out of resources for an operation (SPDK's -ENOMEM) queues it and tries again;
-//! it does not report that as an error.
+//! A lane that runs out of resources for an operation (SPDK's -ENOMEM) queues it and tries again, as
+//! it does, a bounded number of times, with one that a reset aborted. What it reports in the end is
+//! typed: only a device's own errors count against the device ([`IoError::is_device_error`]).
 
 use std::ops::Deref;
 
 use super::Request;
+use crate::disk::IoError;
 use crate::units::Sector;
 
 /// Which device a transfer goes to.
@@ -29,6 +31,9 @@ pub enum Direction {
     /// Host memory to device.
     Write,
 }
+
+/// How a transfer ends.
+pub type Ended = Result<(), IoError>;
 
 /// How a host I/O ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +58,7 @@ pub trait Lane {
     fn io(&self, token: u64) -> Self::Io;
 
     /// Moves `sectors` between the host's memory, from `host_sectors` into the I/O, and the device
-    /// at `at`. Ends in `part_done(io, part, ok)`.
+    /// at `at`. Ends in `part_done(io, part, ended)`.
     #[allow(clippy::too_many_arguments)]
     fn transfer(
         &self,
@@ -88,13 +93,13 @@ pub trait Lane {
     /// [`FILLS_MAX`]: super::front::FILLS_MAX
     fn fill_begin(&self, fill: u16, sectors: u32) -> bool;
 
-    /// Reads the backing device into the fill's buffer. Ends in `fill_done(fill, ok)`.
+    /// Reads the backing device into the fill's buffer. Ends in `fill_done(fill, ended)`.
     fn fill_read(&self, fill: u16, at: Sector, sectors: u32);
 
     /// Copies the fill's buffer into the host's memory, at once.
     fn fill_copy(&self, fill: u16, io: &Self::Io, host_sectors: u32, sectors: u32);
 
-    /// Writes the fill's buffer to the cache device. Ends in `fill_done(fill, ok)`.
+    /// Writes the fill's buffer to the cache device. Ends in `fill_done(fill, ended)`.
     fn fill_write(&self, fill: u16, at: Sector, sectors: u32);
 
     /// Gives the fill's buffer back.

@@ -10,6 +10,7 @@ use super::front::FILLS_MAX;
 use super::msg::{self, FrontRings, Hello, Message};
 use super::space::Stream;
 use super::volume::{Attached, SetShared};
+use crate::disk::IoError;
 use crate::index::{Extent, Lookup, Reader, TOGETHER};
 use crate::units::{Gen, Sector};
 
@@ -125,8 +126,13 @@ impl Link {
         self.set().count_ios(ios);
     }
 
-    /// The cache device failed.
-    pub(super) fn cache_error(&self, extent: Extent, write: bool) {
+    /// A transfer from or to the cache device failed. The owner hears of it if the device is at
+    /// fault.
+    #[cold]
+    pub(super) fn cache_error(&self, extent: Extent, write: bool, why: IoError) {
+        if !why.is_device_error() {
+            return;
+        }
         self.send(Message::CacheError {
             volume: self.attached.number,
             extent,

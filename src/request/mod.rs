@@ -30,6 +30,7 @@
 //!   zeroes and data that the cache device did not take (a *rescue*), go under the dirty data: they
 //!   are flushed on the backing device before the map forgets what lies over them.
 
+pub mod admit;
 pub mod conflict;
 pub mod front;
 pub mod lane;

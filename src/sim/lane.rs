@@ -9,9 +9,10 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use super::disk::SimDisk;
+use crate::disk::IoError;
 use crate::request::Request;
 use crate::request::front::{FILLS_MAX, Front};
-use crate::request::lane::{Direction, Lane, Outcome, Side};
+use crate::request::lane::{Direction, Ended, Lane, Outcome, Side};
 use crate::units::{SECTOR_BYTES, Sector};
 
 /// A host I/O and its memory.
@@ -43,8 +44,8 @@ impl Deref for SimIo {
 }
 
 enum Done {
-    Part(SimIo, u8, bool),
-    Fill(u16, bool),
+    Part(SimIo, u8, Ended),
+    Fill(u16, Ended),
 }
 
 type Queue = Rc<RefCell<VecDeque<Done>>>;
@@ -59,6 +60,8 @@ pub struct SimLane {
     done: Queue,
     finished: RefCell<VecDeque<(SimIo, Outcome)>>,
     fills: Buffers,
+    /// Every transfer with a device of this side ends so, without reaching the device.
+    pub ends: Cell<Option<(Side, IoError)>>,
     /// Fills that it has buffers for.
     pub fills_max: Cell<usize>,
     fills_held: Cell<usize>,
@@ -79,6 +82,7 @@ impl SimLane {
             done: Rc::default(),
             finished: RefCell::default(),
             fills: Rc::new(RefCell::new(vec![None; usize::from(FILLS_MAX)])),
+            ends: Cell::new(None),
             fills_max: Cell::new(usize::from(FILLS_MAX)),
             fills_held: Cell::new(0),
         }
@@ -108,8 +112,8 @@ impl SimLane {
         for i in 0..n {
             let next = front.lane().done.borrow_mut().pop_front();
             match next {
-                Some(Done::Part(io, part, ok)) => front.part_done(io, part, ok),
-                Some(Done::Fill(fill, ok)) => front.fill_done(fill, ok),
+                Some(Done::Part(io, part, ended)) => front.part_done(io, part, ended),
+                Some(Done::Fill(fill, ended)) => front.fill_done(fill, ended),
                 None => return i,
             }
         }
@@ -124,9 +128,15 @@ impl SimLane {
         self.cache.as_ref().expect("a cache device")
     }
 
-    fn part_end(&self, io: &SimIo, part: u8) -> impl FnOnce(bool) + use<> {
+    /// How a transfer with a device of this side ends before it begins.
+    fn ends_early(&self, side: Side) -> Option<IoError> {
+        let (of, why) = self.ends.get()?;
+        (of == side).then_some(why)
+    }
+
+    fn part_end(&self, io: &SimIo, part: u8) -> impl FnOnce(Ended) + use<> {
         let (queue, io) = (self.done.clone(), io.clone());
-        move |ok| queue.borrow_mut().push_back(Done::Part(io, part, ok))
+        move |ended| queue.borrow_mut().push_back(Done::Part(io, part, ended))
     }
 }
 
@@ -157,7 +167,14 @@ impl Lane for SimLane {
             Side::Backing => self.backing(),
         };
         let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
+        // As at SPDK's boundary no transfer is empty or sees memory beyond its host I/O.
+        let io_bytes = bytes(io.0.request.sectors.get() as u32);
+        assert!(!memory.is_empty() && memory.end <= io_bytes, "{memory:?}");
+        assert_eq!(io.0.memory.borrow().len(), io_bytes, "memory that fits");
         let end = self.part_end(io, part);
+        if let Some(why) = self.ends_early(side) {
+            return end(Err(why));
+        }
         match direction {
             Direction::Read => {
                 let io = io.clone();
@@ -165,12 +182,12 @@ impl Lane for SimLane {
                     if let Ok(data) = &data {
                         io.0.memory.borrow_mut()[memory].copy_from_slice(data);
                     }
-                    end(data.is_ok());
+                    end(data.map(|_| ()));
                 });
             }
             Direction::Write => {
                 let data = io.0.memory.borrow()[memory].to_vec();
-                disk.start_write(at, data, move |done| end(done.is_ok()));
+                disk.start_write(at, data, end);
             }
         }
     }
@@ -183,19 +200,17 @@ impl Lane for SimLane {
     fn backing_zeroes(&self, io: &SimIo, part: u8, at: Sector, sectors: u64) {
         let end = self.part_end(io, part);
         let zeros = vec![0; sectors as usize * SECTOR_BYTES];
-        self.backing()
-            .start_write(at, zeros, move |done| end(done.is_ok()));
+        self.backing().start_write(at, zeros, end);
     }
 
     fn backing_unmap(&self, io: &SimIo, part: u8, at: Sector, sectors: u64) {
         let end = self.part_end(io, part);
-        self.backing()
-            .start_unmap(at, sectors, move |done| end(done.is_ok()));
+        self.backing().start_unmap(at, sectors, end);
     }
 
     fn backing_flush(&self, io: &SimIo, part: u8) {
         let end = self.part_end(io, part);
-        self.backing().start_flush(move |done| end(done.is_ok()));
+        self.backing().start_flush(end);
     }
 
     fn complete(&self, io: SimIo, outcome: Outcome) {
@@ -216,12 +231,12 @@ impl Lane for SimLane {
 
     fn fill_read(&self, fill: u16, at: Sector, sectors: u32) {
         let (queue, fills) = (self.done.clone(), self.fills.clone());
+        if let Some(why) = self.ends_early(Side::Backing) {
+            return queue.borrow_mut().push_back(Done::Fill(fill, Err(why)));
+        }
         self.backing().start_read(at, sectors.into(), move |data| {
-            let ok = data.is_ok();
-            if let Ok(data) = data {
-                fills.borrow_mut()[usize::from(fill)] = Some(data);
-            }
-            queue.borrow_mut().push_back(Done::Fill(fill, ok));
+            let ended = data.map(|data| fills.borrow_mut()[usize::from(fill)] = Some(data));
+            queue.borrow_mut().push_back(Done::Fill(fill, ended));
         });
     }
 
@@ -237,9 +252,11 @@ impl Lane for SimLane {
         let mut data = data.expect("the fill is read");
         data.truncate(bytes(sectors));
         let queue = self.done.clone();
+        if let Some(why) = self.ends_early(Side::Cache) {
+            return queue.borrow_mut().push_back(Done::Fill(fill, Err(why)));
+        }
         self.cache().start_write(at, data, move |done| {
-            let done = Done::Fill(fill, done.is_ok());
-            queue.borrow_mut().push_back(done);
+            queue.borrow_mut().push_back(Done::Fill(fill, done));
         });
     }
 

@@ -23,7 +23,6 @@ use super::sys;
 use crate::request::Kind;
 use crate::request::front::Front;
 use crate::request::volume::VolumeShared;
-use crate::units::Sector;
 
 /// What fronts of a volume are built from.
 #[derive(Clone)]
@@ -173,28 +172,33 @@ impl Channel {
         }
     }
 
-    fn submit(&self, io: Io) {
+    fn submit(&self, mut io: Io) {
         if self.held.get() {
             return self.held_ios.push(io);
         }
-        let head = io.head();
-        let shift = self.volume.block_shift;
-        let kind = match head.kind {
+        let kind = match io.head().kind {
             sys::BCACHE_READ => Kind::Read,
             sys::BCACHE_WRITE => Kind::Write,
             sys::BCACHE_UNMAP => Kind::Unmap,
             sys::BCACHE_WRITE_ZEROES => Kind::WriteZeroes,
             _ => Kind::Flush,
         };
-        let (at, sectors) = (head.offset_blocks << shift, head.num_blocks << shift);
-        match &*self.front.borrow() {
-            Some((front, lane)) => {
-                io.start(kind, Sector(at), sectors);
+        let front = self.front.borrow();
+        let Some((front, lane)) = &*front else {
+            return answer(io, sys::BCACHE_FAILED);
+        };
+        let size_sectors = front.volume().size_sectors();
+        match io.admit(kind, self.volume.block_shift, size_sectors) {
+            Ok((_, 0)) if kind != Kind::Flush => answer(io, sys::BCACHE_SUCCESS),
+            Ok((at, sectors)) => {
+                io.start(kind, at, sectors);
                 front.submit(io);
                 lane.settle(self);
             }
-            // SAFETY: the I/O was handed over and is not used afterwards.
-            None => unsafe { sys::bcache_io_complete(head.bdev_io, sys::BCACHE_FAILED) },
+            Err(why) => {
+                log::debug!("{}: an I/O is refused: {why:?}", front.volume().name);
+                answer(io, sys::BCACHE_FAILED);
+            }
         }
     }
 
@@ -283,6 +287,12 @@ impl Channel {
             );
         }
     }
+}
+
+/// Answers a host I/O that no front has.
+fn answer(io: Io, outcome: sys::bcache_outcome) {
+    // SAFETY: the I/O was handed over, and is not used afterwards.
+    unsafe { sys::bcache_io_complete(io.head().bdev_io, outcome) };
 }
 
 /// The channel that a step over all of them has reached.

@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use super::gate::{self, Gate};
 use super::thread::OwnerCell;
-use super::{dma, module, sys};
+use super::{dma, ended, module, sys};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::OpenError;
 use crate::task::{OnceSender, once};
@@ -170,6 +170,7 @@ impl SpdkDisk {
         let op = Box::new(Op {
             block: at.0 >> raw.block_shift,
             blocks: sectors >> raw.block_shift,
+            tries: 0,
             device: self.0.clone(),
             kind,
             buf,
@@ -296,6 +297,8 @@ struct Op {
     kind: OpKind,
     block: u64,
     blocks: u64,
+    /// How often it was given to the device again.
+    tries: u8,
     buf: Option<Buf>,
     answer: Answer,
 }
@@ -375,7 +378,7 @@ impl Op {
         unsafe {
             (*raw_op).device.raw().leave((*raw_op).places());
             if rc != -sys::ENOMEM {
-                Box::from_raw(raw_op).finish(Err(IoError::Failed));
+                Box::from_raw(raw_op).finish(Err(ended::refused(rc)));
                 return line().leave(1);
             }
         }
@@ -388,16 +391,18 @@ type DoneFn = unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void);
 unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *mut c_void) {
     // SAFETY: `arg` is the box given away in `submit`, which comes back exactly once; the I/O is
     // freed before the device can be closed.
-    let op = unsafe {
+    let (mut op, ended) = unsafe {
+        let ended = ended::of(bdev_io, success);
         sys::bcache_free_io(bdev_io);
-        Box::from_raw(arg.cast::<Op>())
+        (Box::from_raw(arg.cast::<Op>()), ended)
     };
     op.device.raw().leave(op.places());
-    op.finish(if success {
-        Ok(())
-    } else {
-        Err(IoError::Failed)
-    });
+    if let Some(us) = ended::again_after_us(ended, op.tries) {
+        op.tries += 1;
+        let raw_op = Box::into_raw(op);
+        return module::after(us, move || Op::to_device(raw_op));
+    }
+    op.finish(ended);
     line().leave(1);
 }
 

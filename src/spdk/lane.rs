@@ -38,9 +38,10 @@ use super::bounce::{Bounce, BouncePool};
 use super::channel::Channel;
 use super::disk::RawDevice;
 use super::gate::{self, Gate};
-use super::{module, sys, thread};
+use super::{ended, module, sys, thread};
+use crate::disk::IoError;
 use crate::request::front::FILLS_MAX;
-use crate::request::lane::{Direction, Lane, Outcome, Side};
+use crate::request::lane::{Direction, Ended, Lane, Outcome, Side};
 use crate::units::{SECTOR_SHIFT, Sector};
 
 pub use io::{Io, IoCtx, IoList};
@@ -125,8 +126,10 @@ struct Part {
     iovcnt: i32,
     side: Side,
     action: Action,
+    /// How often it was given to the device again.
+    tries: u8,
     /// How it ended, for one that went the way round by the owner thread.
-    ok: bool,
+    ended: Ended,
     /// What is left of a transfer that is done in steps: sectors into the host's I/O, and how many.
     rest: (u32, u32),
     inline: [sys::iovec; IOVS_INLINE],
@@ -153,7 +156,10 @@ pub struct LaneState {
     idle_parts: RefCell<Vec<Box<Part>>>,
     parts_in_flight: Cell<usize>,
     /// Operations that ended in the call that started them, with their result.
-    ended: RefCell<VecDeque<(Box<Part>, bool)>>,
+    ended: RefCell<VecDeque<(Box<Part>, Ended)>>,
+    /// Operations to be given to their device again, each with the time for that in µs. Bounded by
+    /// the operations in flight.
+    again: RefCell<VecDeque<(u64, *mut Part)>>,
     /// Operations that found no I/O of SPDK's free. Bounded by the operations in flight.
     starved: RefCell<VecDeque<*mut Part>>,
     /// Polls since any of them had success.
@@ -175,6 +181,7 @@ impl LaneState {
             idle_parts: RefCell::new((0..PARTS_AT_FIRST).map(|_| Part::new()).collect()),
             parts_in_flight: Cell::new(0),
             ended: RefCell::new(VecDeque::with_capacity(PARTS_AT_FIRST)),
+            again: RefCell::default(),
             starved: RefCell::default(),
             stuck_polls: Cell::new(0),
             completed: IoList::default(),
@@ -202,8 +209,8 @@ impl LaneState {
         let ended = self.ended.borrow().len();
         for _ in 0..ended {
             let next = self.ended.borrow_mut().pop_front();
-            if let Some((part, ok)) = next {
-                self.hand_over(channel, part, ok);
+            if let Some((part, ended)) = next {
+                self.hand_over(channel, part, ended);
             }
         }
         let completed = self.completed.take();
@@ -217,21 +224,54 @@ impl LaneState {
         busy
     }
 
-    fn hand_over(&self, channel: &Channel, part: Box<Part>, ok: bool) {
-        if ok && part.rest.1 > 0 {
+    fn hand_over(&self, channel: &Channel, part: Box<Part>, ended: Ended) {
+        if ended.is_ok() && part.rest.1 > 0 {
             return self.next_step(part);
+        }
+        if let Some(us) = ended::again_after_us(ended, part.tries) {
+            return self.put_off(part, us);
         }
         let target = part.target;
         self.parts_in_flight.set(self.parts_in_flight.get() - 1);
         self.idle_parts.borrow_mut().push(part);
         channel.with_front(|front| match target {
-            Target::Io(io, part) => front.part_done(io, part, ok),
-            Target::Fill(fill) => front.fill_done(fill, ok),
+            Target::Io(io, part) => front.part_done(io, part, ended),
+            Target::Fill(fill) => front.fill_done(fill, ended),
         });
+    }
+
+    /// Keeps a part that is to be given to its device again.
+    #[cold]
+    fn put_off(&self, mut part: Box<Part>, us: u64) {
+        part.tries += 1;
+        let at_us = thread::now_us() + us;
+        self.again
+            .borrow_mut()
+            .push_back((at_us, Box::into_raw(part)));
+    }
+
+    /// Gives those parts to their devices again whose time has come.
+    #[cold]
+    fn try_again(&self) {
+        let now_us = thread::now_us();
+        for _ in 0..self.again.borrow().len() {
+            let Some((at_us, raw)) = self.again.borrow_mut().pop_front() else {
+                break;
+            };
+            // SAFETY: the part is a box that waited here, and is nobody else's.
+            let device = self.device(unsafe { (*raw).side });
+            match device {
+                Some(device) if at_us <= now_us => self.submit(raw, device),
+                _ => self.again.borrow_mut().push_back((at_us, raw)),
+            }
+        }
     }
 
     /// Starts a transfer between a range of the device and the host's memory.
     fn transfer(&self, mut part: Box<Part>, io: &Io, at: Sector, host_sectors: u32, sectors: u32) {
+        if self.is_ragged(&part, io) {
+            return self.end(part, Err(IoError::Invalid));
+        }
         part.map(io, host_sectors, sectors);
         let mut step = sectors;
         if sectors > COPIED_SECTORS_MAX && self.is_copied(&part) {
@@ -240,6 +280,15 @@ impl LaneState {
             part.rest = (host_sectors + step, sectors - step);
         }
         self.start(part, at, u64::from(step));
+    }
+
+    /// Whether a device that wants its memory aligned gets pieces that are no whole blocks of it. SPDK
+    /// looks at where pieces begin alone, and the device would fail.
+    fn is_ragged(&self, part: &Part, io: &Io) -> bool {
+        self.device(part.side).is_some_and(|device| {
+            let block_bytes = (1 << SECTOR_SHIFT) << device.device.block_shift;
+            device.device.align_bytes > 1 && io.ctx().length_bits.get() & (block_bytes - 1) != 0
+        })
     }
 
     /// Whether SPDK copies the memory of a part, through a buffer that may be too short for it.
@@ -280,18 +329,19 @@ impl LaneState {
         part.action = action;
         (part.iovs, part.iovcnt) = (ptr::null_mut(), 0);
         part.rest = (0, 0);
+        part.tries = 0;
         part
     }
 
     /// Ends a part that was not given to SPDK, later.
-    fn end(&self, part: Box<Part>, ok: bool) {
-        self.ended.borrow_mut().push_back((part, ok));
+    fn end(&self, part: Box<Part>, ended: Ended) {
+        self.ended.borrow_mut().push_back((part, ended));
     }
 
     /// Starts a part on a range of sectors.
     fn start(&self, mut part: Box<Part>, at: Sector, sectors: u64) {
         let Some(device) = self.device(part.side) else {
-            return self.end(part, false);
+            return self.end(part, Err(IoError::Gone));
         };
         let shift = device.device.block_shift;
         debug_assert_eq!((at.0 | sectors) & ((1 << shift) - 1), 0, "not whole blocks");
@@ -326,12 +376,15 @@ impl LaneState {
             return self.starved.borrow_mut().push_back(raw);
         }
         // SAFETY: not submitted, so the box is still ours.
-        self.end(unsafe { Box::from_raw(raw) }, false);
+        self.end(unsafe { Box::from_raw(raw) }, Err(ended::refused(rc)));
     }
 
     /// Tries again what found no I/O of SPDK's free, until the first that finds none again. Returns
     /// whether anything was tried with success.
     pub fn retry_starved(&self) -> bool {
+        if !self.again.borrow().is_empty() {
+            self.try_again();
+        }
         let waiting = self.starved.borrow().len();
         let mut moved = false;
         for _ in 0..waiting {
@@ -415,18 +468,20 @@ impl Part {
             list: Vec::new(),
             device: None,
             home: ptr::null_mut(),
-            ok: false,
+            tries: 0,
+            ended: Ok(()),
         })
     }
 
-    /// Names the host's memory that belongs to this part.
+    /// Names the host's memory that belongs to this part, and no more of it.
     fn map(&mut self, io: &Io, host_sectors: u32, sectors: u32) {
         let head = io.head();
         let (offset, bytes) = (
             (host_sectors as usize) << SECTOR_SHIFT,
             (sectors as usize) << SECTOR_SHIFT,
         );
-        if host_sectors == 0 && u64::from(sectors) == io.sectors.get() {
+        let is_whole = host_sectors == 0 && u64::from(sectors) == io.sectors.get();
+        if is_whole && io.ctx().fills_list.get() {
             (self.iovs, self.iovcnt) = (head.iovs, head.iovcnt as i32);
             return;
         }
@@ -468,15 +523,18 @@ unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: 
     };
     channel.with_lane(|lane| {
         let device = lane.device(part.side).expect("it did the operation");
-        // SAFETY: the I/O is ours to free, once. Devices that want more care share their queue.
-        unsafe {
+        // SAFETY: the I/O was completed so and is ours to free, once. Devices that want more care
+        // share their queue.
+        let ended = unsafe {
+            let ended = ended::of(bdev_io, ok);
             match device.gate {
                 Some(_) => sys::bcache_free_io(bdev_io),
                 None => sys::spdk_bdev_free_io(bdev_io),
             }
-        }
+            ended
+        };
         device.leave(&part);
-        lane.hand_over(channel, part, ok);
+        lane.hand_over(channel, part, ended);
         lane.settle(channel);
     });
 }
@@ -578,7 +636,7 @@ impl Lane for SpdkLane {
         let target = Target::Io(*io, part);
         let part = self.0.part(target, Side::Backing, Action::Unmap);
         match &self.0.backing {
-            Some(device) if !device.device.can_unmap => self.0.end(part, true),
+            Some(device) if !device.device.can_unmap => self.0.end(part, Ok(())),
             _ => self.0.start(part, at, sectors),
         }
     }
@@ -587,14 +645,14 @@ impl Lane for SpdkLane {
         let target = Target::Io(*io, part);
         let part = self.0.part(target, Side::Backing, Action::Flush);
         match &self.0.backing {
-            Some(device) if !device.device.can_flush => self.0.end(part, true),
+            Some(device) if !device.device.can_flush => self.0.end(part, Ok(())),
             Some(device) => {
                 // SAFETY: the descriptor is open, so the bdev is there.
                 let blocks = unsafe { sys::spdk_bdev_get_num_blocks(device.device.bdev) };
                 let sectors = blocks << device.device.block_shift;
                 self.0.start(part, Sector(0), sectors);
             }
-            None => self.0.end(part, false),
+            None => self.0.end(part, Err(IoError::Gone)),
         }
     }
 

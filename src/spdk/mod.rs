@@ -8,6 +8,7 @@
 //!  JSON-RPC   ───────────  rpc      one handler a method, json in and out
 //!                          disk     a bdev as the engine's Disk (owner thread, owned buffers)
 //!                          gate     places at the kernel queue that AIO bdevs share
+//!                          ended    how SPDK says that an I/O ended, and what is tried again
 //!                          poller · dma · thread · log · app
 //!                          sys      what bindgen read in spdk/bcache.h
 //! ```
@@ -21,6 +22,7 @@ pub mod bounce;
 pub mod channel;
 pub mod disk;
 pub mod dma;
+pub mod ended;
 pub mod gate;
 pub mod host;
 pub mod json;

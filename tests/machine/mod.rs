@@ -15,7 +15,7 @@ use spdk_bcache::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use spdk_bcache::format::superblock::{BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::front::Front;
-use spdk_bcache::request::lane::Outcome;
+use spdk_bcache::request::lane::{Outcome, Side};
 use spdk_bcache::request::volume::VolumeShared;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::rpc::{self, RpcError};
@@ -530,6 +530,13 @@ impl Machine {
         let memory = vec![0xee; sectors as usize * 512];
         let (outcome, memory) = self.io(name, Kind::Read, start, memory, sectors);
         (outcome == Outcome::Success).then_some(memory)
+    }
+
+    /// Lets every transfer of a volume's front with one side end so, or none any more.
+    pub fn transfers_end(&self, name: &str, ends: Option<(Side, IoError)>) {
+        let shown = self.host.shown.borrow();
+        let front = shown[name].front.as_ref().expect("a shown volume");
+        front.lane().ends.set(ends);
     }
 
     /// Whether so many sectors are full of `byte`.

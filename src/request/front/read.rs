@@ -6,9 +6,10 @@
 use std::sync::atomic::Ordering;
 
 use super::Front;
+use crate::disk::IoError;
 use crate::format::superblock::CacheMode;
 use crate::index::{Extent, Lookup, TOGETHER};
-use crate::request::lane::{Direction, Lane, Side};
+use crate::request::lane::{Direction, Ended, Lane, Side};
 use crate::request::link::{Fill, Found, Link};
 use crate::request::msg::Message;
 use crate::request::{Part, Phase, Step};
@@ -199,7 +200,7 @@ impl<L: Lane> Front<L> {
     }
 
     /// The lane has finished the read or the write of a fill.
-    pub fn fill_done(&self, nr: u16, ok: bool) {
+    pub fn fill_done(&self, nr: u16, ended: Ended) {
         let link = self.link.as_ref().expect("fills need a cache");
         let slot = usize::from(nr);
         let fill = link.fills.borrow()[slot].expect("the fill is under way");
@@ -211,28 +212,28 @@ impl<L: Lane> Front<L> {
                 generation: fill.generation,
                 dirty: false,
             };
-            match ok {
-                true => link.send(Message::Fill {
+            match ended {
+                Ok(()) => link.send(Message::Fill {
                     volume: link.attached.number,
                     extent,
                     seen: fill.seen,
                 }),
-                false => link.cache_error(extent, true),
+                Err(why) => link.cache_error(extent, true, why),
             }
             return self.end_fill(link, nr, &fill);
         }
         let io = self.lane.io(fill.token);
         io.parts[usize::from(fill.part)].set(Part::FREE);
-        if ok {
+        if let Err(why) = ended {
+            self.backing_failed(&io, why);
+            self.end_fill(link, nr, &fill);
+        } else {
             self.lane
                 .fill_copy(nr, &io, fill.host_sectors, fill.sectors);
             if let Some(fill) = &mut link.fills.borrow_mut()[slot] {
                 fill.writing = true;
             }
             self.lane.fill_write(nr, fill.at, fill.sectors);
-        } else {
-            self.backing_failed(&io);
-            self.end_fill(link, nr, &fill);
         }
         self.settle(io);
     }
@@ -246,23 +247,24 @@ impl<L: Lane> Front<L> {
     }
 
     #[inline]
-    pub(super) fn cache_read_done(&self, io: L::Io, part: &Part, ok: bool) {
+    pub(super) fn cache_read_done(&self, io: L::Io, part: &Part, ended: Ended) {
         let link = self.link.as_ref().expect("cache reads need a cache");
         let gens = &link.set().gens;
         if gens.generation(gens.bucket_of(part.at)) != part.generation {
             // The bucket was reused under the read: what came is not what was asked for.
             io.again.set(true);
-        } else if !ok {
-            link.cache_error(Self::extent_of(&io, part), false);
-            return self.cache_read_failed(io, part);
+        } else if let Err(why) = ended {
+            link.cache_error(Self::extent_of(&io, part), false, why);
+            return self.cache_read_failed(io, part, why);
         }
         self.settle(io);
     }
 
-    /// Clean data are on the backing device too; dirty data are nowhere else.
-    fn cache_read_failed(&self, io: L::Io, part: &Part) {
+    /// Clean data are on the backing device too; dirty data are nowhere else. A request that is at
+    /// fault itself would fail there as well.
+    fn cache_read_failed(&self, io: L::Io, part: &Part, why: IoError) {
         match self.volume.data_offset {
-            Some(_) if !part.dirty => {
+            Some(_) if !part.dirty && !why.is_bad_request() => {
                 let back = Part {
                     at: io.start.get() + u64::from(part.host_sectors),
                     host_sectors: part.host_sectors,

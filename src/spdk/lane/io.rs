@@ -10,7 +10,9 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
 use super::super::sys;
-use crate::request::Request;
+use crate::request::admit::{self, Refusal};
+use crate::request::{Kind, Request};
+use crate::units::{SECTOR_SHIFT, Sector};
 
 /// The context that SPDK keeps beside each I/O of a volume.
 #[repr(C)]
@@ -19,6 +21,10 @@ pub struct IoCtx {
     /// The next on the list that the I/O is on: held, or completed.
     next: Cell<*mut IoCtx>,
     pub(super) outcome: Cell<sys::bcache_outcome>,
+    /// Whether the I/O's memory ends where its list does.
+    pub(super) fills_list: Cell<bool>,
+    /// The bits that are set in any length of a piece of memory, in bytes.
+    pub(super) length_bits: Cell<usize>,
     request: Request,
 }
 
@@ -42,6 +48,8 @@ impl Io {
             (&raw mut (*ctx).request).write(Request::new());
             (&raw mut (*ctx).next).write(Cell::new(ptr::null_mut()));
             (&raw mut (*ctx).outcome).write(Cell::new(sys::BCACHE_FAILED));
+            (&raw mut (*ctx).fills_list).write(Cell::new(false));
+            (&raw mut (*ctx).length_bits).write(Cell::new(0));
             Io(NonNull::new_unchecked(ctx))
         }
     }
@@ -71,9 +79,38 @@ impl Io {
         &self.ctx().head
     }
 
+    /// Checks what the host wants of a volume with blocks of `1 << block_shift` sectors, and fits the
+    /// memory to it: nothing below here sees more of it than the I/O has blocks. Returns the range.
+    #[inline]
+    pub fn admit(
+        &mut self,
+        kind: Kind,
+        block_shift: u32,
+        size_sectors: u64,
+    ) -> Result<(Sector, u64), Refusal> {
+        let head = self.head();
+        let blocks = (head.offset_blocks, head.num_blocks);
+        let (at, sectors) = admit::range(kind, blocks, block_shift, size_sectors)?;
+        if !matches!(kind, Kind::Read | Kind::Write) {
+            return Ok((at, sectors));
+        }
+        if head.iovs.is_null() && sectors > 0 {
+            return Err(Refusal::Memory);
+        }
+        let list = self.host().0.iter();
+        let list = list.map(|iov| (iov.iov_base.addr(), iov.iov_len));
+        let fit = admit::fit(list, sectors << SECTOR_SHIFT)?;
+        self.ctx().fills_list.set(fit.is_exact);
+        self.ctx().length_bits.set(fit.length_bits);
+        // SAFETY: no reference into the context is held, and nobody else has one: the I/O is not
+        // started yet.
+        unsafe { (*self.0.as_ptr()).head.iovcnt = fit.pieces as u32 };
+        Ok((at, sectors))
+    }
+
     pub(super) fn host(&self) -> HostMemory<'_> {
         let head = self.head();
-        if head.iovcnt == 0 {
+        if head.iovcnt == 0 || head.iovs.is_null() {
             return HostMemory(&[]);
         }
         // SAFETY: the bdev layer keeps `iovcnt` elements at `iovs` until the I/O is completed.
@@ -139,7 +176,7 @@ impl IoList {
     }
 }
 
-/// The host's memory of one I/O.
+/// The host's memory of one I/O: after [`Io::admit`] no shorter than the I/O.
 pub(super) struct HostMemory<'a>(&'a [sys::iovec]);
 
 impl HostMemory<'_> {
@@ -159,6 +196,6 @@ impl HostMemory<'_> {
             left -= piece;
             skip = 0;
         }
-        assert_eq!(left, 0, "a part goes beyond its I/O");
+        debug_assert_eq!(left, 0, "a part goes beyond its I/O");
     }
 }

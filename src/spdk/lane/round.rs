@@ -1,14 +1,14 @@
 //! The way round by the owner thread, for operations that find no I/O of SPDK's where they are.
 //!
 //! Such an operation is a box that travels: [`begin`] has it on the owner thread, where nobody stands
-//! in SPDK's line, `ended` takes it back from SPDK there, and `home` hands it to its lane again. It is
+//! in SPDK's line, `done` takes it back from SPDK there, and `home` hands it to its lane again. It is
 //! in one place at a time, and its channel, with it the device, stays until it is home.
 
 use std::ffi::c_void;
 
 use super::super::disk::{NO_ROOM_US, RawDevice};
 use super::super::gate::Gate;
-use super::super::{module, sys};
+use super::super::{ended, module, sys};
 use super::{Part, give};
 
 /// The device of a part that goes round.
@@ -37,7 +37,7 @@ unsafe extern "C" fn send(arg: *mut c_void) {
     // SAFETY: as in `begin`; the channel is the owner's own, and this is its thread.
     unsafe {
         let device = device_of(raw);
-        let rc = give(raw, device.desc, device.owner_channel, ended);
+        let rc = give(raw, device.desc, device.owner_channel, done);
         if rc == 0 {
             return;
         }
@@ -47,21 +47,21 @@ unsafe extern "C" fn send(arg: *mut c_void) {
         if rc == -sys::ENOMEM {
             return module::after(NO_ROOM_US, move || begin(arg));
         }
-        (*raw).ok = false;
+        (*raw).ended = Err(ended::refused(rc));
         go_home(raw);
     }
 }
 
-unsafe extern "C" fn ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: *mut c_void) {
+unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: *mut c_void) {
     let raw = arg.cast::<Part>();
     // SAFETY: the part comes back from SPDK exactly once.
     unsafe {
+        (*raw).ended = ended::of(bdev_io, ok);
         sys::bcache_free_io(bdev_io);
         let device = device_of(raw);
         if device.shares_queue {
             Gate::here().leave((*raw).places(&device));
         }
-        (*raw).ok = ok;
         go_home(raw);
     }
 }
@@ -84,8 +84,8 @@ unsafe extern "C" fn home(arg: *mut c_void) {
         (part, channel)
     };
     channel.with_lane(|lane| {
-        let ok = part.ok;
-        lane.hand_over(channel, part, ok);
+        let ended = part.ended;
+        lane.hand_over(channel, part, ended);
         lane.settle(channel);
     });
 }
