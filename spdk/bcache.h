@@ -120,6 +120,18 @@ int bcache_open(const char *name, bool write, void *device, struct spdk_bdev_des
 /* The name of the module that makes the device: the same for all bdevs of a kind, valid for ever. */
 const char *bcache_module_name(const struct spdk_bdev *bdev);
 
+/* What decides whether a bdev can bear a superblock. */
+struct bcache_traits {
+	bool takes_writes;
+	bool is_zoned;
+	uint32_t block_bytes;
+	/* Of metadata beside each block; those within are part of block_bytes. */
+	uint32_t md_bytes;
+	uint32_t write_unit_blocks;
+};
+
+void bcache_traits_of(struct spdk_bdev *bdev, struct bcache_traits *traits);
+
 /* Whether the device does such I/O itself or the bdev layer does it with others. */
 bool bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind);
 

@@ -373,6 +373,16 @@ bcache_module_name(const struct spdk_bdev *bdev)
 	return bdev->module->name;
 }
 
+void
+bcache_traits_of(struct spdk_bdev *bdev, struct bcache_traits *traits)
+{
+	traits->takes_writes = spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_WRITE);
+	traits->is_zoned = spdk_bdev_is_zoned(bdev);
+	traits->block_bytes = spdk_bdev_get_block_size(bdev);
+	traits->md_bytes = spdk_bdev_is_md_interleaved(bdev) ? 0 : spdk_bdev_get_md_size(bdev);
+	traits->write_unit_blocks = spdk_bdev_get_write_unit_size(bdev);
+}
+
 bool
 bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind)
 {

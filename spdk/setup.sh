@@ -20,7 +20,11 @@
 # processor's features in it: a home folder that moved to another machine gets a build of its own.
 set -euo pipefail
 
-readonly RECIPE=2 # part of the build's name: raise it when the way of building changes
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=spdk/mend.sh
+source "$HERE/mend.sh"
+
+readonly RECIPE=3 # part of the build's name: raise it when the way of building changes
 readonly VERSION_MIN=2007 VERSION_MAX=2605
 readonly CACHE=${XDG_CACHE_HOME:-${HOME:?"set HOME or XDG_CACHE_HOME: there is no folder to build SPDK in"}/.cache}/spdk-bcache
 readonly SUITES="trixie sid" # both carry the same SPDK
@@ -90,19 +94,6 @@ unpack() {
   [[ -n $found ]] || die "$tarball has no SPDK tree in it"
   mv "${found%/include/spdk/version.h}" "$into"
   rm -rf "$into.unpacking"
-}
-
-# Mends the tree $1 where 20.07's iSCSI target loses connections.
-#
-# Until a connection's first NOP-In, 20.07 counts its idle time from the start of the machine. Where the timer of
-# NOP-Ins (once a second) fires just after a login, the NOP-In that it queues is aborted by the hand-over of the
-# connection to its poll group, and the connection is dropped in between the two: nobody answers it any more, and the
-# target's shutdown waits for it for ever. Later releases count from the beginning of the connection; so does this.
-mend_iscsi() {
-  local file=$1/lib/iscsi/conn.c after='conn->nopininterval \*= spdk_get_ticks_hz();'
-  [[ $(spdk_version "$1") == 2007 ]] || return 0
-  sed -i "s|^\(\s*\)$after.*|&\n\1conn->last_nopin = spdk_get_ticks();|" "$file"
-  (($(grep -c 'conn->last_nopin = spdk_get_ticks();' "$file") == 3)) || die "$file is not 20.07's as it is known"
 }
 
 # Where this machine gets Debian's packages from: its own configuration names the mirror. Third parties' archives and
@@ -232,7 +223,7 @@ main() {
       }
     fi
     unpack "$tarball" "$build"
-    mend_iscsi "$build"
+    mend "$build"
     [[ -n ${SPDK_TARBALL:-} ]] || rm -f "$tarball"
     # 9 is the lock: a process that the build leaves behind must not go on holding it
     (compile "$build") 9>&-

@@ -4,8 +4,12 @@
 //!   last host I/O there. Fills may still be under way then: the channel lives on, without SPDK's
 //!   knowledge but counted in its volume, until they have ended.
 //! - *Quiesce*: new host I/O is held, in the order of its coming, until *resume*; the step is done
-//!   when nothing is in flight on any thread. *Resume* builds the front anew for what the volume is
+//!   when nothing is in flight on any thread. SPDK takes a channel off its list before it says so
+//!   here, so a walk over the list may miss one with fills under way: what ends the step is that no
+//!   front is *busy* ([`Volume::busy`]), not that the walk is over. *Resume* builds the front anew for what the volume is
 //!   then ([`Shape`]), and lets the held I/O in. A channel that is made in between starts held.
+//! - A front has channels to all devices of its volume, or there is none: host I/O fails then, and each
+//!   tries to build one. A front that is there is closed before it is dropped, always.
 //! - A reset of the volume waits until nothing is in flight and touches no device: other volumes
 //!   and the cache's own metadata use the same ones.
 
@@ -47,8 +51,8 @@ pub struct Volume {
     shape: Mutex<Shape>,
     /// Channels whose front is not closed.
     fronts: AtomicUsize,
-    /// Those of them that SPDK has dropped.
-    leaving: AtomicUsize,
+    /// Those of them that may have I/O under way: they were not told to hold it, or are not idle yet.
+    busy: AtomicUsize,
 }
 
 // SAFETY: the raw pointers in the shape's devices are descriptors and bdevs, which SPDK allows to
@@ -64,7 +68,7 @@ impl Volume {
             block_shift: shape.shared.block_sectors.ilog2(),
             shape: Mutex::new(shape),
             fronts: AtomicUsize::new(0),
-            leaving: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
         }
     }
 
@@ -78,9 +82,29 @@ impl Volume {
         self.fronts.load(Ordering::Acquire)
     }
 
-    /// How many of them SPDK knows nothing of any more: they end by themselves.
-    pub fn leaving(&self) -> usize {
-        self.leaving.load(Ordering::Acquire)
+    /// How many of them may have I/O under way. After host I/O is to be held in the shape, this only
+    /// falls: a front counts here from before it exists until it is idle and holds all new I/O.
+    pub fn busy(&self) -> usize {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// Counts a new front, and says what it is built from. One step with the look at the shape: a
+    /// front that is not told here to hold host I/O is seen as busy by whoever has it held next.
+    fn enter(&self) -> Shape {
+        let shape = self.shape();
+        self.fronts.fetch_add(1, Ordering::AcqRel);
+        if !shape.held {
+            self.busy.fetch_add(1, Ordering::AcqRel);
+        }
+        shape.clone()
+    }
+
+    /// A front is no more.
+    fn leave(&self, was_busy: bool) {
+        if was_busy {
+            self.busy.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.fronts.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// SPDK's handle of the volume.
@@ -91,12 +115,22 @@ impl Volume {
 
 type SpdkFront = Front<SpdkLane>;
 
+/// What a step over all channels does with one, once nothing is in flight there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Nothing more.
+    Drained,
+    /// The front counts as busy no more: it holds all new I/O.
+    Quiet,
+    /// The new shape is taken on.
+    Resume,
+}
+
 /// A step of all channels that has reached this one.
 #[derive(Clone, Copy)]
 struct Waiting {
     iter: *mut sys::spdk_io_channel_iter,
-    /// What is done once nothing is in flight: the new shape is taken on.
-    resume: bool,
+    then: Then,
 }
 
 /// The volume on this thread.
@@ -105,6 +139,10 @@ pub struct Channel {
     front: RefCell<Option<(SpdkFront, Rc<LaneState>)>>,
     version: Cell<u64>,
     held: Cell<bool>,
+    /// Whether it counts in [`Volume::busy`].
+    busy: Cell<bool>,
+    /// Whether it was said that there is no front.
+    is_failure_told: Cell<bool>,
     held_ios: IoList,
     /// Iterations over all channels that wait for this one to be idle.
     waiting: RefCell<Vec<Waiting>>,
@@ -117,45 +155,67 @@ impl Channel {
     /// Makes the channel of this thread; `None` when there is no memory, or the cache set has as
     /// many users as it can have.
     fn new(volume: Arc<Volume>) -> Option<Rc<Channel>> {
-        let shape = volume.shape().clone();
         let channel = Rc::new(Channel {
             volume,
             front: RefCell::new(None),
-            version: Cell::new(shape.version),
-            held: Cell::new(shape.held),
+            version: Cell::new(0),
+            held: Cell::new(true),
+            busy: Cell::new(false),
+            is_failure_told: Cell::new(false),
             held_ios: IoList::default(),
             waiting: RefCell::default(),
             poller: RefCell::default(),
             dropped: Cell::new(false),
         });
-        if !shape.held && !channel.build(&shape) {
-            return None;
-        }
         let polled = channel.clone();
         let poller = Poller::register(0, move || polled.poll())?;
         channel.poller.replace(Some(poller));
-        channel.volume.fronts.fetch_add(1, Ordering::AcqRel);
+        let shape = channel.volume.enter();
+        channel.version.set(shape.version);
+        channel.held.set(shape.held);
+        channel.busy.set(!shape.held);
+        // The front comes last: what it takes of its cache set it gives back by being polled.
+        if !shape.held && !channel.build(&shape) {
+            channel.poller.take();
+            channel.volume.leave(true);
+            return None;
+        }
         Some(channel)
     }
 
     /// Builds the front. False when it cannot be had; host I/O then fails.
     fn build(&self, shape: &Shape) -> bool {
         self.version.set(shape.version);
-        let mut complete = true;
-        let mut open = |device: Option<RawDevice>| {
-            let channel = device.and_then(DeviceChannel::open);
-            complete &= channel.is_some() == device.is_some();
-            channel
+        let made = self.make_front(shape);
+        let is_made = made.is_ok();
+        if let Err(why) = &made {
+            if !self.is_failure_told.replace(true) {
+                log::error!("{}: its I/O fails on a thread: {why}", shape.shared.name);
+            }
+        }
+        self.front.replace(made.ok());
+        self.is_failure_told.set(!is_made);
+        is_made
+    }
+
+    fn make_front(&self, shape: &Shape) -> Result<(SpdkFront, Rc<LaneState>), &'static str> {
+        const NO_CHANNEL: &str = "no memory for a channel to its device";
+        let open = |device: Option<RawDevice>| match device {
+            Some(device) => DeviceChannel::open(device).map(Some).ok_or(NO_CHANNEL),
+            None => Ok(None),
         };
-        let lane = LaneState::new(open(shape.cache), open(shape.backing));
+        let lane = LaneState::new(open(shape.cache)?, open(shape.backing)?);
         lane.bind(self);
         let front = Front::new(SpdkLane(lane.clone()), shape.shared.clone());
-        let complete = complete && front.is_some();
-        if !complete {
-            log::error!("{}: no memory for another channel", shape.shared.name);
-        }
-        self.front.replace(front.map(|front| (front, lane)));
-        complete
+        let front = front.ok_or("its cache set serves as many volumes and threads as it can")?;
+        Ok((front, lane))
+    }
+
+    /// Whether there is a front, if need be a new one.
+    #[cold]
+    fn builds_again(&self) -> bool {
+        let shape = self.volume.shape().clone();
+        !shape.held && self.build(&shape)
     }
 
     /// Calls `f` with the front, if there is one.
@@ -183,6 +243,9 @@ impl Channel {
             sys::BCACHE_WRITE_ZEROES => Kind::WriteZeroes,
             _ => Kind::Flush,
         };
+        if self.front.borrow().is_none() && !self.builds_again() {
+            return answer(io, sys::BCACHE_FAILED);
+        }
         let front = self.front.borrow();
         let Some((front, lane)) = &*front else {
             return answer(io, sys::BCACHE_FAILED);
@@ -226,8 +289,11 @@ impl Channel {
             let Some(next) = self.waiting.borrow().first().copied() else {
                 break;
             };
-            if next.resume && !self.take_on_shape() {
-                return;
+            match next.then {
+                Then::Drained => {}
+                Then::Quiet => self.be_quiet(),
+                Then::Resume if self.take_on_shape() => {}
+                Then::Resume => return,
             }
             self.waiting.borrow_mut().remove(0);
             // SAFETY: SPDK waits for this channel's answer, and gets it once.
@@ -237,8 +303,14 @@ impl Channel {
         if done && self.close_front() {
             // When this is the poller, its closure holds the channel until it returns.
             self.poller.take();
-            self.volume.leaving.fetch_sub(1, Ordering::AcqRel);
-            self.volume.fronts.fetch_sub(1, Ordering::AcqRel);
+            self.volume.leave(self.busy.get());
+        }
+    }
+
+    /// Nothing is in flight, and host I/O is held.
+    fn be_quiet(&self) {
+        if self.busy.replace(false) {
+            self.volume.busy.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -259,6 +331,9 @@ impl Channel {
         let shape = self.volume.shape().clone();
         if shape.held {
             return true;
+        }
+        if !self.busy.replace(true) {
+            self.volume.busy.fetch_add(1, Ordering::AcqRel);
         }
         if self.version.get() != shape.version || self.front.borrow().is_none() {
             if !self.close_front() {
@@ -310,8 +385,8 @@ unsafe fn channel_of<'a>(iter: *mut sys::spdk_io_channel_iter) -> &'a Channel {
 unsafe extern "C" fn drain_each(iter: *mut sys::spdk_io_channel_iter) {
     // SAFETY: SPDK calls this for each channel of the iteration, on the channel's thread.
     let channel = unsafe { channel_of(iter) };
-    let resume = false;
-    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+    let then = Then::Drained;
+    channel.waiting.borrow_mut().push(Waiting { iter, then });
 }
 
 unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, _status: i32) {
@@ -330,8 +405,8 @@ pub unsafe extern "C" fn quiesce_each(iter: *mut sys::spdk_io_channel_iter) {
     // SAFETY: by contract.
     let channel = unsafe { channel_of(iter) };
     channel.held.set(true);
-    let resume = false;
-    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+    let then = Then::Quiet;
+    channel.waiting.borrow_mut().push(Waiting { iter, then });
 }
 
 /// Lets host I/O into one channel again; a step of the iteration that [`super::host`] starts.
@@ -341,8 +416,8 @@ pub unsafe extern "C" fn quiesce_each(iter: *mut sys::spdk_io_channel_iter) {
 pub unsafe extern "C" fn resume_each(iter: *mut sys::spdk_io_channel_iter) {
     // SAFETY: by contract.
     let channel = unsafe { channel_of(iter) };
-    let resume = true;
-    channel.waiting.borrow_mut().push(Waiting { iter, resume });
+    let then = Then::Resume;
+    channel.waiting.borrow_mut().push(Waiting { iter, then });
 }
 
 /// Makes this thread's channel; for spdk_io_device_register.
@@ -371,7 +446,6 @@ pub unsafe extern "C" fn create(volume: *mut c_void, ctx: *mut c_void) -> i32 {
 pub unsafe extern "C" fn destroy(_volume: *mut c_void, ctx: *mut c_void) {
     // SAFETY: by contract, and SPDK uses the context no more.
     let channel = unsafe { Rc::from_raw(ctx.cast::<*const Channel>().read()) };
-    channel.volume.leaving.fetch_add(1, Ordering::AcqRel);
     channel.dropped.set(true);
     channel.poll_idle();
 }

@@ -22,7 +22,7 @@ use super::gate::{self, Gate};
 use super::thread::OwnerCell;
 use super::{dma, ended, module, sys};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
-use crate::set::host::OpenError;
+use crate::set::host::{OpenError, Traits};
 use crate::task::{OnceSender, once};
 use crate::units::{SECTOR_BYTES, SECTOR_SHIFT, Sector};
 
@@ -130,16 +130,18 @@ impl SpdkDisk {
         }
         let disk = SpdkDisk(device);
         let raw = disk.0.raw();
-        // SAFETY: the descriptor is open.
-        let block_bytes = unsafe { sys::spdk_bdev_get_block_size(raw.bdev) };
         if raw.channel.is_null() {
             return Err(OpenError::Os(sys::ENOMEM));
         }
-        if !block_bytes.is_power_of_two() || (block_bytes as usize) < SECTOR_BYTES {
-            log::error!("{name}: blocks of {block_bytes} bytes are not supported");
-            return Err(OpenError::Os(sys::EINVAL));
+        let traits = traits_of(raw.bdev);
+        let unfit = match access {
+            Access::ReadOnly => traits.unreadable(),
+            Access::Exclusive => traits.unfit(),
+        };
+        match unfit {
+            Some(why) => Err(OpenError::Unfit(why)),
+            None => Ok(disk),
         }
-        Ok(disk)
     }
 
     /// Whether SPDK asked for the device to be closed.
@@ -201,6 +203,26 @@ impl SpdkDisk {
         let (sender, answer) = once();
         self.start(kind, at, sectors, None, Answer::Done(sender));
         Box::pin(answer)
+    }
+}
+
+/// What the bdev of an open descriptor is like.
+fn traits_of(bdev: *mut sys::spdk_bdev) -> Traits {
+    let mut traits = sys::bcache_traits {
+        takes_writes: false,
+        is_zoned: false,
+        block_bytes: 0,
+        md_bytes: 0,
+        write_unit_blocks: 0,
+    };
+    // SAFETY: the bdev is there as long as its descriptor, and only read.
+    unsafe { sys::bcache_traits_of(bdev, &mut traits) };
+    Traits {
+        takes_writes: traits.takes_writes,
+        is_zoned: traits.is_zoned,
+        block_bytes: traits.block_bytes,
+        md_bytes: traits.md_bytes,
+        write_unit_blocks: traits.write_unit_blocks,
     }
 }
 

@@ -185,7 +185,7 @@ impl SpdkHost {
     async fn quiesce(&self, exposed: &Rc<Exposed>) {
         exposed.volume.shape().held = true;
         each_channel(exposed, channel::quiesce_each).await;
-        while exposed.volume.leaving() > 0 {
+        while exposed.volume.busy() > 0 {
             self.exec.sleep_us(LOOK_AGAIN_US).await;
         }
     }
