@@ -136,10 +136,11 @@ void bcache_traits_of(struct spdk_bdev *bdev, struct bcache_traits *traits);
 bool bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind);
 
 /*
- * Whether the device shares a queue of bounded length with other bdevs of its thread. Not every
- * release of the bdev layer tries again what has found such a queue full.
+ * Whether what the device does ends in a queue of bounded length that other bdevs of its thread share:
+ * 0 where it does not, else log2 of the bytes at multiples of which its transfers are cut on the way
+ * there. Not every release of the bdev layer tries again what has found such a queue full.
  */
-bool bcache_shares_queue(struct spdk_bdev *bdev);
+uint32_t bcache_shared_queue_cut(struct spdk_bdev *bdev);
 
 /* Why an I/O failed that was completed without success and is not freed yet. */
 enum bcache_reason bcache_why(struct spdk_bdev_io *bdev_io);

@@ -402,10 +402,54 @@ bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind)
 	}
 }
 
-bool
-bcache_shares_queue(struct spdk_bdev *bdev)
+static bool
+is_aio(struct spdk_bdev *bdev)
 {
 	return strcmp(bdev->module->name, "aio") == 0;
+}
+
+#if !SINCE(24, 1)
+/* Whether a bdev is a driver's of its own: it stands on no other bdev. */
+static bool
+stands_alone(struct spdk_bdev *bdev)
+{
+	static const char *const drivers[] = {
+		"nvme", "malloc", "null", "uring", "rbd", "virtio_blk", "virtio_scsi", "iscsi", "pmem",
+		"ocssd", "xnvme", "daos",
+	};
+
+	for (size_t i = 0; i < SPDK_COUNTOF(drivers); i++) {
+		if (strcmp(bdev->module->name, drivers[i]) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+#endif
+
+uint32_t
+bcache_shared_queue_cut(struct spdk_bdev *bdev)
+{
+	/* Where the bdev layer of 20.07 cuts transfers of AIO bdevs; later ones cut at larger multiples. */
+	const uint32_t aio_cut = 16;
+#if !SINCE(24, 1)
+	/*
+	 * Up to 23.09 the bdev layer forgets what has found a queue full that others filled. A bdev does not
+	 * tell what it stands on: where there is an AIO bdev at all, any that stands on another may stand on
+	 * it, and may cut its transfers into pieces of 4 KiB, as a RAID does.
+	 */
+	const uint32_t stack_cut = 12;
+	struct spdk_bdev *other;
+
+	if (!is_aio(bdev) && !stands_alone(bdev)) {
+		for (other = spdk_bdev_first(); other != NULL; other = spdk_bdev_next(other)) {
+			if (is_aio(other)) {
+				return stack_cut;
+			}
+		}
+	}
+#endif
+	return is_aio(bdev) ? aio_cut : 0;
 }
 
 /*
@@ -484,7 +528,7 @@ bcache_free_io(struct spdk_bdev_io *bdev_io)
 	 * own context. Freed at once, the I/O is taken for the next one, of any module, which writes
 	 * its own there.
 	 */
-	if (strcmp(bdev_io->bdev->module->name, "aio") == 0) {
+	if (is_aio(bdev_io->bdev)) {
 		spdk_thread_send_msg(spdk_get_thread(), free_io_late, bdev_io);
 		return;
 	}

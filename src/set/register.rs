@@ -242,6 +242,9 @@ impl Hub {
             Ok(_) | Err(SetError::Open(_, OpenError::Busy)) => {}
             // Its cache device may be examined next.
             Err(error @ SetError::CacheMissing { .. }) => log::warn!("{error}"),
+            Err(SetError::Open(name, OpenError::Unfit(why))) => {
+                log::warn!("{name} bears a superblock of bcache and is not started: {why}");
+            }
             Err(error) => log::error!("{error}"),
         }
     }

@@ -71,6 +71,7 @@ struct Raw {
     align_bytes: usize,
     can_flush: bool,
     can_unmap: bool,
+    shared_cut: Option<u32>,
     /// Where its queue is shared with other devices.
     gate: Option<Rc<Gate>>,
 }
@@ -93,8 +94,9 @@ pub struct RawDevice {
     pub can_flush: bool,
     /// Whether the driver can discard.
     pub can_unmap: bool,
-    /// Whether its queue is shared with other devices: see [`Gate`].
-    pub shares_queue: bool,
+    /// Where what it does ends in a queue that other devices share, log2 of the bytes at multiples of
+    /// which transfers are cut on their way there: see [`Gate`].
+    pub shared_cut: Option<u32>,
 }
 
 impl SpdkDisk {
@@ -160,7 +162,7 @@ impl SpdkDisk {
             align_bytes: raw.align_bytes,
             can_flush: raw.can_flush,
             can_unmap: raw.can_unmap,
-            shares_queue: raw.gate.is_some(),
+            shared_cut: raw.shared_cut,
         }
     }
 
@@ -234,6 +236,8 @@ impl Raw {
         unsafe {
             let bdev = sys::spdk_bdev_desc_get_bdev(desc);
             let block_bytes = sys::spdk_bdev_get_block_size(bdev).max(SECTOR_BYTES as u32);
+            let cut = sys::bcache_shared_queue_cut(bdev);
+            let shared_cut = (cut > 0).then_some(cut);
             Raw {
                 desc,
                 bdev,
@@ -245,7 +249,8 @@ impl Raw {
                 align_bytes: sys::spdk_bdev_get_buf_align(bdev).max(1),
                 can_flush: sys::bcache_supports(bdev, sys::BCACHE_FLUSH),
                 can_unmap: sys::bcache_supports(bdev, sys::BCACHE_UNMAP),
-                gate: sys::bcache_shares_queue(bdev).then(Gate::here),
+                gate: shared_cut.map(|_| Gate::here()),
+                shared_cut,
             }
         }
     }
@@ -328,12 +333,13 @@ struct Op {
 impl Op {
     /// How many places at a shared queue it needs.
     fn places(&self) -> usize {
-        let shift = self.device.raw().block_shift + SECTOR_SHIFT;
-        match self.kind {
-            OpKind::Read | OpKind::Write | OpKind::WriteZeroes => {
-                gate::places(self.block << shift, self.blocks << shift)
+        let raw = self.device.raw();
+        let shift = raw.block_shift + SECTOR_SHIFT;
+        match (self.kind, raw.shared_cut) {
+            (OpKind::Read | OpKind::Write | OpKind::WriteZeroes, Some(cut)) => {
+                gate::places(self.block << shift, self.blocks << shift, cut)
             }
-            OpKind::Unmap | OpKind::Flush => 1,
+            _ => 1,
         }
     }
 

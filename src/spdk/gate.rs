@@ -7,8 +7,11 @@
 //! this gate, one for each SPDK thread, and the queue never is full.
 //!
 //! The bdev layer cuts a transfer on a device that wants aligned memory, as every AIO bdev does, at
-//! multiples of 64 KiB, and gives the device up to 32 pieces at once. Each of them has its own place
-//! ([`places`]).
+//! multiples of 64 KiB, and gives the device up to 32 pieces at once. A bdev that stands on AIO bdevs
+//! (a split, a RAID, a logical volume) ends in the same queue and may cut at other places; glue.c says
+//! which bdevs those are, and how small their pieces get. Each piece has its own place
+//! ([`places`]). What such a bdev does of its own, as a thin volume that copies a cluster, is not
+//! counted: a tree that setup.sh builds bears that, because its AIO keeps what finds the queue full.
 //!
 //! Who finds too few places waits in line, first come, first served. The line's bound is that of the
 //! operations in flight; nothing is allocated once it has grown to what the load needs.
@@ -23,15 +26,14 @@ use super::thread;
 
 /// What SPDK's AIO module asks the kernel for.
 const PLACES: usize = 128;
-/// Where the bdev layer of SPDK 20.07 cuts transfers. Newer ones cut at larger multiples.
-const CUT_BYTES: u64 = 64 << 10;
 /// Pieces of one transfer that the bdev layer has under way at a time.
 const PIECES_MAX: u64 = 32;
 
-/// How many places a transfer of `bytes` bytes at byte `at` of its device needs: 1 to 32.
-pub fn places(at: u64, bytes: u64) -> usize {
+/// How many places a transfer of `bytes` bytes at byte `at` of its device needs, when it is cut at
+/// multiples of `1 << cut_shift` bytes: 1 to 32.
+pub fn places(at: u64, bytes: u64, cut_shift: u32) -> usize {
     let last = at + bytes.max(1) - 1;
-    (last / CUT_BYTES - at / CUT_BYTES + 1).min(PIECES_MAX) as usize
+    ((last >> cut_shift) - (at >> cut_shift) + 1).min(PIECES_MAX) as usize
 }
 
 /// Called with its argument once it has a place.

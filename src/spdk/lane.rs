@@ -75,7 +75,7 @@ impl DeviceChannel {
         (!channel.is_null()).then(|| DeviceChannel {
             device,
             channel,
-            gate: device.shares_queue.then(Gate::here),
+            gate: device.shared_cut.map(|_| Gate::here()),
         })
     }
 }
@@ -445,11 +445,11 @@ impl Part {
     /// How many places at a queue that its device shares it needs.
     fn places(&self, device: &RawDevice) -> usize {
         let shift = device.block_shift + SECTOR_SHIFT;
-        match self.action {
-            Action::Read | Action::Write | Action::Zeroes => {
-                gate::places(self.block << shift, self.blocks << shift)
+        match (self.action, device.shared_cut) {
+            (Action::Read | Action::Write | Action::Zeroes, Some(cut)) => {
+                gate::places(self.block << shift, self.blocks << shift, cut)
             }
-            Action::Unmap | Action::Flush => 1,
+            _ => 1,
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) unsafe extern "C" fn begin(arg: *mut c_void) {
     // SAFETY: `arg` is the box of a part that a lane sent here; the gate is this thread's.
     unsafe {
         let device = device_of(arg.cast());
-        if !device.shares_queue
+        if device.shared_cut.is_none()
             || Gate::here().enter((*arg.cast::<Part>()).places(&device), send, arg)
         {
             send(arg);
@@ -41,7 +41,7 @@ unsafe extern "C" fn send(arg: *mut c_void) {
         if rc == 0 {
             return;
         }
-        if device.shares_queue {
+        if device.shared_cut.is_some() {
             Gate::here().leave((*raw).places(&device));
         }
         if rc == -sys::ENOMEM {
@@ -59,7 +59,7 @@ unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: *mut c
         (*raw).ended = ended::of(bdev_io, ok);
         sys::bcache_free_io(bdev_io);
         let device = device_of(raw);
-        if device.shares_queue {
+        if device.shared_cut.is_some() {
             Gate::here().leave((*raw).places(&device));
         }
         go_home(raw);
