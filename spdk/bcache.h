@@ -120,6 +120,26 @@ int bcache_open(const char *name, bool write, void *device, struct spdk_bdev_des
 /* The name of the module that makes the device: the same for all bdevs of a kind, valid for ever. */
 const char *bcache_module_name(const struct spdk_bdev *bdev);
 
+/* What a flush of a bdev is worth; see docs/flush.md. */
+enum bcache_flush_worth {
+	/* What it says. */
+	BCACHE_FLUSH_SOUND,
+	/* Nothing, but the drive beneath may take NVMe's own command. */
+	BCACHE_FLUSH_COMMAND,
+	/* The bdev takes none. */
+	BCACHE_FLUSH_ABSENT,
+	/* It covers the writes of the thread that it comes from. */
+	BCACHE_FLUSH_ONE_THREAD,
+	/* It is handed down, maybe to an NVMe bdev that does not send it. */
+	BCACHE_FLUSH_BELOW,
+};
+
+enum bcache_flush_worth bcache_flush_worth(struct spdk_bdev *bdev);
+
+/* Sends NVMe's flush command to the drive of a bdev. Returns and ends as spdk_bdev_flush_blocks. */
+int bcache_flush_command(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
+			 spdk_bdev_io_completion_cb cb, void *arg);
+
 /* What decides whether a bdev can bear a superblock. */
 struct bcache_traits {
 	bool takes_writes;

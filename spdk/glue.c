@@ -403,29 +403,75 @@ bcache_supports(struct spdk_bdev *bdev, enum bcache_kind kind)
 }
 
 static bool
-is_aio(struct spdk_bdev *bdev)
+is_of(struct spdk_bdev *bdev, const char *module)
 {
-	return strcmp(bdev->module->name, "aio") == 0;
+	return strcmp(bdev->module->name, module) == 0;
 }
 
-#if !SINCE(24, 1)
 /* Whether a bdev is a driver's of its own: it stands on no other bdev. */
 static bool
 stands_alone(struct spdk_bdev *bdev)
 {
 	static const char *const drivers[] = {
-		"nvme", "malloc", "null", "uring", "rbd", "virtio_blk", "virtio_scsi", "iscsi", "pmem",
+		"aio", "nvme", "malloc", "null", "uring", "rbd", "virtio_blk", "virtio_scsi", "iscsi", "pmem",
 		"ocssd", "xnvme", "daos",
 	};
 
 	for (size_t i = 0; i < SPDK_COUNTOF(drivers); i++) {
-		if (strcmp(bdev->module->name, drivers[i]) == 0) {
+		if (is_of(bdev, drivers[i])) {
 			return true;
 		}
 	}
 	return false;
 }
+
+/* A drive of NVMe's whose cache loses what was not flushed. */
+static bool
+is_volatile_drive(struct spdk_bdev *bdev)
+{
+	return is_of(bdev, "nvme") && spdk_bdev_has_write_cache(bdev);
+}
+
+enum bcache_flush_worth
+bcache_flush_worth(struct spdk_bdev *bdev)
+{
+	struct spdk_bdev *other;
+
+	/* Persistent memory needs none. */
+	if (is_of(bdev, "pmem") || (is_of(bdev, "nvme") && !is_volatile_drive(bdev))) {
+		return BCACHE_FLUSH_SOUND;
+	}
+	if (spdk_bdev_has_write_cache(bdev) &&
+	    spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_NVME_IO)) {
+		return BCACHE_FLUSH_COMMAND;
+	}
+	if (!spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_FLUSH)) {
+		return BCACHE_FLUSH_ABSENT;
+	}
+#if !SINCE(21, 10)
+	if (is_of(bdev, "rbd")) {
+		return BCACHE_FLUSH_ONE_THREAD;
+	}
 #endif
+	if (!stands_alone(bdev)) {
+		for (other = spdk_bdev_first(); other != NULL; other = spdk_bdev_next(other)) {
+			if (is_volatile_drive(other)) {
+				return BCACHE_FLUSH_BELOW;
+			}
+		}
+	}
+	return BCACHE_FLUSH_SOUND;
+}
+
+int
+bcache_flush_command(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
+		     spdk_bdev_io_completion_cb cb, void *arg)
+{
+	struct spdk_nvme_cmd cmd = { .opc = SPDK_NVME_OPC_FLUSH };
+
+	/* The driver puts the namespace in. */
+	return spdk_bdev_nvme_io_passthru(desc, ch, &cmd, NULL, 0, cb, arg);
+}
 
 uint32_t
 bcache_shared_queue_cut(struct spdk_bdev *bdev)
@@ -441,15 +487,15 @@ bcache_shared_queue_cut(struct spdk_bdev *bdev)
 	const uint32_t stack_cut = 12;
 	struct spdk_bdev *other;
 
-	if (!is_aio(bdev) && !stands_alone(bdev)) {
+	if (!stands_alone(bdev)) {
 		for (other = spdk_bdev_first(); other != NULL; other = spdk_bdev_next(other)) {
-			if (is_aio(other)) {
+			if (is_of(other, "aio")) {
 				return stack_cut;
 			}
 		}
 	}
 #endif
-	return is_aio(bdev) ? aio_cut : 0;
+	return is_of(bdev, "aio") ? aio_cut : 0;
 }
 
 /*
@@ -528,7 +574,7 @@ bcache_free_io(struct spdk_bdev_io *bdev_io)
 	 * own context. Freed at once, the I/O is taken for the next one, of any module, which writes
 	 * its own there.
 	 */
-	if (is_aio(bdev_io->bdev)) {
+	if (is_of(bdev_io->bdev, "aio")) {
 		spdk_thread_send_msg(spdk_get_thread(), free_io_late, bdev_io);
 		return;
 	}

@@ -10,7 +10,7 @@
 //!   long as its driver can, so that a set can still be stopped in good order; SPDK waits until it
 //!   is closed. The module is told, see [`super::module`].
 //! - A flush is sent whenever the driver knows flushes, whatever it says of a write cache: virtual
-//!   bdevs over a device with a volatile cache often claim to have none.
+//!   bdevs over a device with a volatile cache often claim to have none. [`super::flush`] says how.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::{CStr, CString, c_void};
@@ -18,6 +18,7 @@ use std::future::ready;
 use std::ptr;
 use std::rc::Rc;
 
+use super::flush::{Flushing, Way};
 use super::gate::{self, Gate};
 use super::thread::OwnerCell;
 use super::{dma, ended, module, sys};
@@ -69,7 +70,7 @@ struct Raw {
     kind: String,
     block_shift: u32,
     align_bytes: usize,
-    can_flush: bool,
+    flushing: Flushing,
     can_unmap: bool,
     shared_cut: Option<u32>,
     /// Where its queue is shared with other devices.
@@ -90,13 +91,21 @@ pub struct RawDevice {
     pub block_shift: u32,
     /// The alignment in bytes of memory that it does not need copied: a power of two.
     pub align_bytes: usize,
-    /// Whether the driver knows flushes.
-    pub can_flush: bool,
+    /// How it is flushed.
+    flushing: *const Flushing,
     /// Whether the driver can discard.
     pub can_unmap: bool,
     /// Where what it does ends in a queue that other devices share, log2 of the bytes at multiples of
     /// which transfers are cut on their way there: see [`Gate`].
     pub shared_cut: Option<u32>,
+}
+
+impl RawDevice {
+    /// How the device is flushed.
+    pub fn flush_way(&self) -> Way {
+        // SAFETY: it lies in the device, which whoever has this holds.
+        unsafe { (*self.flushing).way() }
+    }
 }
 
 impl SpdkDisk {
@@ -140,9 +149,23 @@ impl SpdkDisk {
             Access::ReadOnly => traits.unreadable(),
             Access::Exclusive => traits.unfit(),
         };
-        match unfit {
-            Some(why) => Err(OpenError::Unfit(why)),
-            None => Ok(disk),
+        if let Some(why) = unfit {
+            return Err(OpenError::Unfit(why));
+        }
+        if access == Access::Exclusive {
+            disk.settle_flushing();
+        }
+        Ok(disk)
+    }
+
+    /// Finds out how the device is flushed.
+    fn settle_flushing(&self) {
+        let raw = self.0.raw();
+        // SAFETY: the descriptor is open, so the bdev is there.
+        unsafe { raw.flushing.look(raw.bdev, &self.0.name) };
+        if raw.flushing.way() == Way::Trying {
+            let size = self.size_sectors();
+            self.start(OpKind::TryFlush, Sector(0), size, None, Answer::Device);
         }
     }
 
@@ -160,7 +183,7 @@ impl SpdkDisk {
             owner_channel: raw.channel,
             block_shift: raw.block_shift,
             align_bytes: raw.align_bytes,
-            can_flush: raw.can_flush,
+            flushing: &raw.flushing,
             can_unmap: raw.can_unmap,
             shared_cut: raw.shared_cut,
         }
@@ -247,7 +270,7 @@ impl Raw {
                     .into_owned(),
                 block_shift: block_bytes.ilog2() - SECTOR_SHIFT,
                 align_bytes: sys::spdk_bdev_get_buf_align(bdev).max(1),
-                can_flush: sys::bcache_supports(bdev, sys::BCACHE_FLUSH),
+                flushing: Flushing::default(),
                 can_unmap: sys::bcache_supports(bdev, sys::BCACHE_UNMAP),
                 gate: shared_cut.map(|_| Gate::here()),
                 shared_cut,
@@ -268,6 +291,16 @@ impl Raw {
 impl Device {
     fn raw(&self) -> &Raw {
         self.raw.get().expect("set before anybody sees the device")
+    }
+}
+
+impl Device {
+    /// The command that [`SpdkDisk::settle_flushing`] sent has ended.
+    fn flush_tried(&self, ended: Result<(), IoError>) {
+        let raw = self.raw();
+        // SAFETY: the descriptor is open, so the bdev is there.
+        let takes_plain = unsafe { sys::bcache_supports(raw.bdev, sys::BCACHE_FLUSH) };
+        raw.flushing.tried(&self.name, ended, takes_plain);
     }
 }
 
@@ -309,11 +342,15 @@ enum OpKind {
     Read,
     Write,
     Flush,
+    /// NVMe's own command, to see whether the device takes it.
+    TryFlush,
     Unmap,
     WriteZeroes,
 }
 
 enum Answer {
+    /// The device itself: its flush was tried.
+    Device,
     Buf(OnceSender<(Buf, Result<(), IoError>)>),
     Done(OnceSender<Result<(), IoError>>),
 }
@@ -344,10 +381,16 @@ impl Op {
     }
 
     fn finish(self, result: Result<(), IoError>) {
-        let Op { buf, answer, .. } = self;
+        let Op {
+            buf,
+            answer,
+            device,
+            ..
+        } = self;
         match (answer, buf) {
             (Answer::Buf(sender), Some(buf)) => sender.send((buf, result)),
             (Answer::Done(sender), _) => sender.send(result),
+            (Answer::Device, _) => device.flush_tried(result),
             (Answer::Buf(_), None) => unreachable!("a transfer has a buffer"),
         }
     }
@@ -392,7 +435,8 @@ impl Op {
                 OpKind::Write => {
                     sys::spdk_bdev_write_blocks(desc, ch, data.cast(), at, blocks, cb, arg)
                 }
-                OpKind::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, blocks, cb, arg),
+                OpKind::Flush => give_flush(raw.flushing.way(), desc, ch, (at, blocks), cb, arg),
+                OpKind::TryFlush => sys::bcache_flush_command(desc, ch, cb, arg),
                 OpKind::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, blocks, cb, arg),
                 OpKind::WriteZeroes => {
                     sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, blocks, cb, arg)
@@ -411,6 +455,29 @@ impl Op {
             }
         }
         module::after(NO_ROOM_US, move || Op::to_device(raw_op));
+    }
+}
+
+/// Gives SPDK a flush of a device that is flushed this way; the range is the whole device. Returns 0 or
+/// a negative errno: -ENOMEM while the way is not known.
+///
+/// # Safety
+/// As for spdk_bdev_flush_blocks.
+pub unsafe fn give_flush(
+    way: Way,
+    desc: *mut sys::spdk_bdev_desc,
+    ch: *mut sys::spdk_io_channel,
+    (at, blocks): (u64, u64),
+    cb: sys::spdk_bdev_io_completion_cb,
+    arg: *mut c_void,
+) -> i32 {
+    // SAFETY: by contract.
+    unsafe {
+        match way {
+            Way::Trying => -sys::ENOMEM,
+            Way::Command => sys::bcache_flush_command(desc, ch, cb, arg),
+            Way::Plain | Way::None => sys::spdk_bdev_flush_blocks(desc, ch, at, blocks, cb, arg),
+        }
     }
 }
 
@@ -474,7 +541,7 @@ impl Disk for SpdkDisk {
     }
 
     fn flush(&self) -> DoneFuture {
-        if !self.0.raw().can_flush {
+        if self.0.raw().flushing.way() == Way::None {
             return Box::pin(ready(Ok(())));
         }
         self.order(OpKind::Flush, Sector(0), self.size_sectors())

@@ -31,9 +31,16 @@ pub enum Way {
 /// A device's way, which reactors read: settled soon after it was opened.
 pub struct Flushing(AtomicU8);
 
+impl Default for Flushing {
+    /// By the bdev layer.
+    fn default() -> Flushing {
+        Flushing(AtomicU8::new(Way::Plain as u8))
+    }
+}
+
 impl Flushing {
-    fn new(way: Way) -> Flushing {
-        Flushing(AtomicU8::new(way as u8))
+    fn set(&self, way: Way) {
+        self.0.store(way as u8, Ordering::Relaxed);
     }
 
     /// The way now.
@@ -43,24 +50,24 @@ impl Flushing {
         WAYS[usize::from(self.0.load(Ordering::Relaxed)) & 3]
     }
 
-    /// How a bdev is flushed that has just been opened as `name`. Warns of what that is not worth.
+    /// Looks at a bdev that has just been opened as `name`. Warns of what a flush of it is not worth.
     ///
     /// # Safety
     /// The bdev is there.
-    pub unsafe fn of(bdev: *mut sys::spdk_bdev, name: &str) -> Flushing {
+    pub unsafe fn look(&self, bdev: *mut sys::spdk_bdev, name: &str) {
         // SAFETY: by contract; a module's name is a constant.
         let (worth, module) = unsafe {
-            let module = CStr::from_ptr(sys::bcache_module_of(bdev));
+            let module = CStr::from_ptr(sys::bcache_module_name(bdev));
             (sys::bcache_flush_worth(bdev), module.to_string_lossy())
         };
         match worth {
-            sys::BCACHE_FLUSH_COMMAND => return Flushing::new(Way::Trying),
+            sys::BCACHE_FLUSH_COMMAND => self.set(Way::Trying),
             sys::BCACHE_FLUSH_ABSENT => {
                 log::warn!(
                     "{name}: its module {module} takes no flush: data that its device caches are lost in a \
                      power cut, also after hosts have flushed (docs/flush.md)"
                 );
-                return Flushing::new(Way::None);
+                self.set(Way::None);
             }
             sys::BCACHE_FLUSH_ONE_THREAD => log::warn!(
                 "{name}: a flush of module {module} in this release covers the writes of one thread alone: use \
@@ -74,7 +81,6 @@ impl Flushing {
             ),
             _ => {}
         }
-        Flushing::new(Way::Plain)
     }
 
     /// The command that was tried on the device `name` has ended; `takes_plain` says whether the bdev
@@ -92,6 +98,6 @@ impl Flushing {
                  the drive's cache off (docs/flush.md)"
             );
         }
-        self.0.store(way as u8, Ordering::Relaxed);
+        self.set(way);
     }
 }

@@ -36,7 +36,8 @@ use std::rc::Rc;
 
 use super::bounce::{Bounce, BouncePool};
 use super::channel::Channel;
-use super::disk::RawDevice;
+use super::disk::{RawDevice, give_flush};
+use super::flush::Way;
 use super::gate::{self, Gate};
 use super::{ended, module, sys, thread};
 use crate::disk::IoError;
@@ -366,7 +367,7 @@ impl LaneState {
 
     fn send(&self, raw: *mut Part, device: &DeviceChannel) {
         // SAFETY: the descriptor is open and the channel is this thread's.
-        let rc = unsafe { give(raw, device.device.desc, device.channel, part_ended) };
+        let rc = unsafe { give(raw, &device.device, device.channel, part_ended) };
         if rc == 0 {
             return;
         }
@@ -547,10 +548,11 @@ unsafe extern "C" fn part_ended(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: 
 /// open and the channel is this thread's.
 unsafe fn give(
     raw: *mut Part,
-    desc: *mut sys::spdk_bdev_desc,
+    device: &RawDevice,
     ch: *mut sys::spdk_io_channel,
     ended: PartEndedFn,
 ) -> i32 {
+    let desc = device.desc;
     // SAFETY: by contract.
     unsafe {
         let part = &mut *raw;
@@ -561,7 +563,7 @@ unsafe fn give(
             Action::Write => sys::spdk_bdev_writev_blocks(desc, ch, iovs, count, at, n, cb, arg),
             Action::Zeroes => sys::spdk_bdev_write_zeroes_blocks(desc, ch, at, n, cb, arg),
             Action::Unmap => sys::spdk_bdev_unmap_blocks(desc, ch, at, n, cb, arg),
-            Action::Flush => sys::spdk_bdev_flush_blocks(desc, ch, at, n, cb, arg),
+            Action::Flush => give_flush(device.flush_way(), desc, ch, (at, n), cb, arg),
         }
     }
 }
@@ -645,7 +647,7 @@ impl Lane for SpdkLane {
         let target = Target::Io(*io, part);
         let part = self.0.part(target, Side::Backing, Action::Flush);
         match &self.0.backing {
-            Some(device) if !device.device.can_flush => self.0.end(part, Ok(())),
+            Some(device) if device.device.flush_way() == Way::None => self.0.end(part, Ok(())),
             Some(device) => {
                 // SAFETY: the descriptor is open, so the bdev is there.
                 let blocks = unsafe { sys::spdk_bdev_get_num_blocks(device.device.bdev) };

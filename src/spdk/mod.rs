@@ -8,6 +8,7 @@
 //!  JSON-RPC   ───────────  rpc      one handler a method, json in and out
 //!                          disk     a bdev as the engine's Disk (owner thread, owned buffers)
 //!                          gate     places at the kernel queue that AIO bdevs share
+//!                          flush    how a device is flushed, and what that is worth
 //!                          ended    how SPDK says that an I/O ended, and what is tried again
 //!                          poller · dma · thread · log · app
 //!                          sys      what bindgen read in spdk/bcache.h
@@ -23,6 +24,7 @@ pub mod channel;
 pub mod disk;
 pub mod dma;
 pub mod ended;
+pub mod flush;
 pub mod gate;
 pub mod host;
 pub mod json;

@@ -37,7 +37,7 @@ unsafe extern "C" fn send(arg: *mut c_void) {
     // SAFETY: as in `begin`; the channel is the owner's own, and this is its thread.
     unsafe {
         let device = device_of(raw);
-        let rc = give(raw, device.desc, device.owner_channel, done);
+        let rc = give(raw, &device, device.owner_channel, done);
         if rc == 0 {
             return;
         }
