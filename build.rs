@@ -159,13 +159,12 @@ mod spdk {
 
     /// The functions of SPDK that Rust calls by itself; all else goes through the glue.
     const FUNCTIONS: &str = "spdk_bdev_free_io|spdk_bdev_(readv|writev|flush|unmap|write_zeroes)_blocks|\
-        spdk_bdev_(read|write)_blocks|\
         spdk_bdev_get_io_channel|spdk_put_io_channel|spdk_get_io_channel|\
         spdk_bdev_desc_get_bdev|spdk_bdev_close|spdk_bdev_get_name|spdk_bdev_get_by_name|\
         spdk_bdev_get_block_size|spdk_bdev_get_num_blocks|spdk_bdev_get_buf_align|\
         spdk_bdev_has_write_cache|spdk_bdev_module_release_bdev|\
         spdk_bdev_register|spdk_bdev_unregister|spdk_bdev_destruct_done|\
-        spdk_poller_register|spdk_poller_unregister|spdk_get_ticks|spdk_get_ticks_hz|\
+        spdk_poller_register_named|spdk_poller_unregister|spdk_get_ticks|spdk_get_ticks_hz|\
         spdk_dma_malloc|spdk_dma_zmalloc|spdk_dma_free|spdk_get_thread|spdk_thread_send_msg|\
         spdk_io_device_register|spdk_io_device_unregister|\
         spdk_for_each_channel|spdk_for_each_channel_continue|\

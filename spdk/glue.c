@@ -609,6 +609,9 @@ bcache_log_level(void)
 
 static const char *g_pid_path;
 
+/* Trace entries of each core unless --num-trace-entries says otherwise. */
+#define TRACE_ENTRIES 64
+
 #if defined(SPDK_CONFIG_VHOST)
 #define TARGET_OPTIONS "f:S:"
 #else
@@ -669,6 +672,8 @@ bcache_app_run(int argc, char **argv)
 	spdk_app_opts_init(&opts);
 #endif
 	opts.name = "bcache_tgt";
+	/* The usual number makes a file of 129 MB in /dev/shm, which stays there after a kill. */
+	opts.num_entries = TRACE_ENTRIES;
 	rc = spdk_app_parse_args(argc, argv, &opts, TARGET_OPTIONS, NULL, target_option, target_usage);
 	if (rc != SPDK_APP_PARSE_ARGS_SUCCESS) {
 		return rc == SPDK_APP_PARSE_ARGS_HELP ? 0 : 1;

@@ -76,6 +76,10 @@ pub trait Memory {
     fn bytes(&self) -> &[u8];
     /// The bytes, to be changed.
     fn bytes_mut(&mut self) -> &mut [u8];
+    /// Whether devices reach it, or its data must be copied for them.
+    fn is_device_memory(&self) -> bool {
+        true
+    }
 }
 
 impl Memory for Vec<u8> {
@@ -94,6 +98,11 @@ impl Buf {
     /// Wraps memory that the device accepts.
     pub fn new(memory: Box<dyn Memory>) -> Buf {
         Buf(memory)
+    }
+
+    /// Whether devices reach it, or its data must be copied for them.
+    pub fn is_device_memory(&self) -> bool {
+        self.0.is_device_memory()
     }
 }
 

@@ -168,7 +168,7 @@ impl Channel {
             dropped: Cell::new(false),
         });
         let polled = channel.clone();
-        let poller = Poller::register(0, move || polled.poll())?;
+        let poller = Poller::register(c"bcache_volume", 0, move || polled.poll())?;
         channel.poller.replace(Some(poller));
         let shape = channel.volume.enter();
         channel.version.set(shape.version);

@@ -198,6 +198,10 @@ impl SpdkDisk {
             block: at.0 >> raw.block_shift,
             blocks: sectors >> raw.block_shift,
             tries: 0,
+            memory: sys::iovec {
+                iov_base: ptr::null_mut(),
+                iov_len: 0,
+            },
             device: self.0.clone(),
             kind,
             buf,
@@ -213,6 +217,9 @@ impl SpdkDisk {
     }
 
     fn transfer(&self, kind: OpKind, at: Sector, buf: Buf) -> BufFuture {
+        if !buf.is_device_memory() {
+            return self.transfer_in_steps(kind, at, buf);
+        }
         let (sender, answer) = once();
         let whole = buf.len() % SECTOR_BYTES == 0;
         let sectors = if whole { buf.len() >> SECTOR_SHIFT } else { 0 };
@@ -221,6 +228,33 @@ impl SpdkDisk {
         } else {
             sender.send((buf, Err(IoError::OutOfRange)));
         }
+        Box::pin(answer)
+    }
+
+    /// A transfer of memory that the device does not reach.
+    #[cold]
+    fn transfer_in_steps(&self, kind: OpKind, at: Sector, mut buf: Buf) -> BufFuture {
+        let (sender, answer) = once();
+        let disk = self.clone();
+        module::spawn(async move {
+            let step = |at: Sector, sectors: u64, memory: Buf| -> BufFuture {
+                let (sender, answer) = once();
+                disk.start(kind, at, sectors, Some(memory), Answer::Buf(sender));
+                Box::pin(answer)
+            };
+            let writes = kind == OpKind::Write;
+            let whole = buf.len() % SECTOR_BYTES == 0;
+            let done = match whole {
+                true => {
+                    module::host()
+                        .reserve()
+                        .through(writes, at, &mut buf, step)
+                        .await
+                }
+                false => Err(IoError::OutOfRange),
+            };
+            sender.send((buf, done));
+        });
         Box::pin(answer)
     }
 
@@ -364,6 +398,8 @@ struct Op {
     /// How often it was given to the device again.
     tries: u8,
     buf: Option<Buf>,
+    /// The memory of `buf` that is transferred, as SPDK wants it.
+    memory: sys::iovec,
     answer: Answer,
 }
 
@@ -428,12 +464,15 @@ impl Op {
             let (desc, ch, cb) = (raw.desc, raw.channel, Some(done as DoneFn));
             let (at, blocks, arg) = (op.block, op.blocks, raw_op.cast::<c_void>());
             let data = op.buf.as_mut().map_or(ptr::null_mut(), |b| b.as_mut_ptr());
+            op.memory = sys::iovec {
+                iov_base: data.cast(),
+                iov_len: (blocks as usize) << (raw.block_shift + SECTOR_SHIFT),
+            };
+            let iov = &raw mut op.memory;
             match op.kind {
-                OpKind::Read => {
-                    sys::spdk_bdev_read_blocks(desc, ch, data.cast(), at, blocks, cb, arg)
-                }
+                OpKind::Read => sys::spdk_bdev_readv_blocks(desc, ch, iov, 1, at, blocks, cb, arg),
                 OpKind::Write => {
-                    sys::spdk_bdev_write_blocks(desc, ch, data.cast(), at, blocks, cb, arg)
+                    sys::spdk_bdev_writev_blocks(desc, ch, iov, 1, at, blocks, cb, arg)
                 }
                 OpKind::Flush => give_flush(raw.flushing.way(), desc, ch, (at, blocks), cb, arg),
                 OpKind::TryFlush => sys::bcache_flush_command(desc, ch, cb, arg),

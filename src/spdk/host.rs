@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::bounce::BouncePool;
 use super::channel::{self, Channel, Shape, Volume};
 use super::disk::{Access, RawDevice, SpdkDisk};
+use super::dma::Reserve;
 use super::thread::ticks;
 use super::{module, sys};
 use crate::disk::{Disk, DoneFuture};
@@ -81,6 +82,7 @@ pub struct SpdkHost {
     volumes: RefCell<HashMap<String, Rc<Exposed>>>,
     disks: RefCell<Vec<Weak<SpdkDisk>>>,
     buffers: Rc<BouncePool>,
+    reserve: Reserve,
 }
 
 impl SpdkHost {
@@ -91,12 +93,18 @@ impl SpdkHost {
             volumes: RefCell::default(),
             disks: RefCell::default(),
             buffers: Rc::default(),
+            reserve: Reserve::default(),
         }
     }
 
     /// Memory for the owner thread's I/O.
     pub fn buffers(&self) -> &Rc<BouncePool> {
         &self.buffers
+    }
+
+    /// Memory for that I/O when there is no other.
+    pub fn reserve(&self) -> &Reserve {
+        &self.reserve
     }
 
     /// Whether any volume is exposed.

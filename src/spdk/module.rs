@@ -132,6 +132,11 @@ pub fn spawn_rpc(
     }
 }
 
+/// Runs a task on the owner thread, where this is called too.
+pub fn spawn(task: impl Future<Output = ()> + 'static) {
+    owner().exec.spawn(task);
+}
+
 /// Calls `f` on the owner thread, where this is called too, after so many µs.
 pub fn after(us: u64, f: impl FnOnce() + 'static) {
     let exec = &owner().exec;
@@ -168,7 +173,13 @@ pub async fn before_destruct_done() {
 extern "C" fn init() -> i32 {
     super::log::install();
     let owner = owner();
-    let poller = Poller::register(0, || owner.poll());
+    if !owner.host.reserve().fill(owner.host.buffers()) {
+        log::error!(
+            "no huge page memory is left for the cache's metadata: give the target more (-s)"
+        );
+        return -sys::ENOMEM;
+    }
+    let poller = Poller::register(c"bcache_owner", 0, || owner.poll());
     let made = poller.is_some();
     owner.poller.replace(poller);
     if made { 0 } else { -sys::ENOMEM }

@@ -1,7 +1,7 @@
 //! Pollers as closures.
 
 use std::cell::RefCell;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::rc::Rc;
 
 use super::sys;
@@ -17,21 +17,26 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Registers `body`, which tells whether it found something to do. It is called every
+    /// Registers `body` under a name for people (spdk_top), which tells whether it found something to do. It is called every
     /// `period_us`, or as often as possible when that is 0. `None` when there is no memory.
-    pub fn register(period_us: u64, body: impl FnMut() -> bool + 'static) -> Option<Poller> {
+    pub fn register(
+        name: &'static CStr,
+        period_us: u64,
+        body: impl FnMut() -> bool + 'static,
+    ) -> Option<Poller> {
         let body: Rc<Body> = Rc::new(RefCell::new(Box::new(body)));
         let arg = Rc::as_ptr(&body).cast_mut().cast::<c_void>();
-        // SAFETY: `arg` stays valid until `drop` has unregistered the poller, because the
+        // SAFETY: the name is a constant; `arg` stays valid until `drop` has unregistered the poller, because the
         // closure is held until then; `run` takes exactly this pointer.
-        let raw = unsafe { sys::spdk_poller_register(Some(run), arg, period_us) };
+        let raw =
+            unsafe { sys::spdk_poller_register_named(Some(run), arg, period_us, name.as_ptr()) };
         (!raw.is_null()).then_some(Poller { raw, _body: body })
     }
 }
 
 impl Drop for Poller {
     fn drop(&mut self) {
-        // SAFETY: `raw` came from spdk_poller_register on this thread (a Poller is not Send) and
+        // SAFETY: `raw` came from spdk_poller_register_named on this thread (a Poller is not Send) and
         // is unregistered once. SPDK allows it from within the poller itself.
         unsafe { sys::spdk_poller_unregister(&mut self.raw) };
     }
@@ -39,7 +44,7 @@ impl Drop for Poller {
 
 unsafe extern "C" fn run(arg: *mut c_void) -> i32 {
     let body = arg.cast_const().cast::<Body>();
-    // SAFETY: `arg` is the Rc's pointer given to spdk_poller_register, whose owner has not been
+    // SAFETY: `arg` is the Rc's pointer given to spdk_poller_register_named, whose owner has not been
     // dropped, or SPDK would not call. The count taken here keeps the closure alive when it drops
     // its own poller.
     let body = unsafe {
