@@ -445,7 +445,8 @@ bcache_flush_worth(struct spdk_bdev *bdev)
 	    spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_NVME_IO)) {
 		return BCACHE_FLUSH_COMMAND;
 	}
-	if (!spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_FLUSH)) {
+	/* virtio_scsi says that it takes flushes, and fails each. */
+	if (!spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_FLUSH) || is_of(bdev, "virtio_scsi")) {
 		return BCACHE_FLUSH_ABSENT;
 	}
 #if !SINCE(21, 10)

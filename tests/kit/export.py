@@ -56,7 +56,7 @@ class NvmeTcp:
     def start(self, target, transport=True):
         """Makes the export, and before it the transport, of which a target has one for all its subsystems."""
         if transport:
-            target.call("nvmf_create_transport", trtype="TCP", num_shared_buffers=256)
+            target.call("nvmf_create_transport", trtype="TCP")
         target.call("nvmf_create_subsystem", nqn=self.nqn, allow_any_host=True, serial_number="BCACHE0000000001",
                     max_namespaces=8)
         for bdev in self.bdevs:

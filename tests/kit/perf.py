@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from . import tools
-from .rpc import RpcClient
+from .rpc import RpcClient, RpcError
 from .target import Target, remove_leftovers, usage_of
 
 
@@ -99,9 +99,18 @@ class Session:
         """Lets a process that was paused go on."""
         self.target.process.send_signal(signal.SIGCONT)
 
+    def iostat(self):
+        """The bdev layer's counts; newer releases take a list of names."""
+        try:
+            return self.target.call("bdev_get_iostat", name=self.bdev)
+        except RpcError as error:
+            if "decode" not in error.message:
+                raise
+            return self.target.call("bdev_get_iostat", names=[self.bdev])
+
     def counts(self):
         """(requests so far, seconds on the bdev layer's clock, its ticks a second)."""
-        answer = self.target.call("bdev_get_iostat", name=self.bdev)
+        answer = self.iostat()
         stats = answer["bdevs"][0]
         return (stats["num_read_ops"] + stats["num_write_ops"], answer["ticks"] / answer["tick_rate"],
                 answer["tick_rate"])

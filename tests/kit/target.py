@@ -3,6 +3,7 @@
 import glob
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import signal
@@ -73,7 +74,8 @@ class Target:
         table of connections with every other target on the machine."""
         command = [str(self.program), "-i", str(self.shared), "-m", self.cpumask, "-s", str(self.memory_mb), "-r", str(self.socket),
                    "--huge-unlink", "--no-pci", *self.arguments]
-        if "vhost" in usage_of(self.program):
+        # elsewhere -S means other things, or nothing
+        if re.search(r"^\s*-S\b.*vhost", usage_of(self.program), re.MULTILINE):
             command += ["-S", str(self.folder)]
         if "--disable-cpumask-locks" in usage_of(self.program):
             command += ["--disable-cpumask-locks"]
