@@ -16,8 +16,8 @@ use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::rc::Rc;
 
-use crate::task::Notify;
-use crate::units::Sector;
+use crate::task::{Notify, Work, breathe, work};
+use crate::units::{SECTOR_BYTES, Sector};
 
 /// Why an I/O on a device failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,19 +135,113 @@ pub type DoneFuture = Pin<Box<dyn Future<Output = Result<(), IoError>>>>;
 const AT_ONCE_MAX: usize = 32;
 
 /// Makes requests, `AT_ONCE_MAX` at a time, and waits for them; their answers in the order given.
-/// The iterator starts a request when it is asked for one. Who waits is woken for the request that
-/// is next in line, not for each one that ends.
+/// The iterator starts a request when it is asked for one, and reports the bytes that it copies for it.
+/// Who waits is woken for the request that is next in line, not for each one that ends.
 pub async fn answers<T>(
     requests: impl IntoIterator<Item = Pin<Box<dyn Future<Output = T>>>>,
 ) -> Vec<T> {
     let mut requests = requests.into_iter();
-    let mut under_way: VecDeque<_> = requests.by_ref().take(AT_ONCE_MAX).collect();
-    let mut all = Vec::with_capacity(under_way.len());
-    while let Some(next) = under_way.pop_front() {
+    let (mut under_way, mut all) = (VecDeque::with_capacity(AT_ONCE_MAX), Vec::new());
+    loop {
+        while under_way.len() < AT_ONCE_MAX {
+            let Some(request) = requests.next() else {
+                break;
+            };
+            under_way.push_back(request);
+            breathe().await;
+        }
+        let Some(next) = under_way.pop_front() else {
+            return all;
+        };
         all.push(next.await);
-        under_way.extend(requests.next());
     }
-    all
+}
+
+/// Bytes that one request moves at most of what is longer: priorities, the uuid table. So these take
+/// no more of the devices' memory than the requests under way, however large a bucket is.
+const WINDOW_BYTES: usize = Work::Bytes.slice();
+
+/// Reads `bytes` from `at`, a window at a time.
+///
+/// # Errors
+/// The device failed.
+pub async fn read_long(disk: &Rc<dyn Disk>, at: Sector, bytes: usize) -> Result<Vec<u8>, IoError> {
+    let mut all = Vec::with_capacity(bytes);
+    while all.len() < bytes {
+        let sector = at + (all.len() / SECTOR_BYTES) as u64;
+        let buf = disk.alloc(WINDOW_BYTES.min(bytes - all.len()));
+        let (buf, done) = disk.read(sector, buf).await;
+        done?;
+        work(Work::Bytes, buf.len());
+        all.extend_from_slice(&buf);
+        breathe().await;
+    }
+    Ok(all)
+}
+
+/// Writes what is longer than a window, a few windows at a time. `T` says of what each is.
+pub struct LongWrite<T> {
+    disk: Rc<dyn Disk>,
+    under_way: VecDeque<(T, BufFuture)>,
+}
+
+/// Windows that are written at once.
+const WINDOWS_MAX: usize = 8;
+
+impl<T: Copy> LongWrite<T> {
+    /// Nothing to write yet.
+    pub fn new(disk: Rc<dyn Disk>) -> LongWrite<T> {
+        LongWrite {
+            disk,
+            under_way: VecDeque::new(),
+        }
+    }
+
+    /// Starts to write `data` from `at` on and zeros behind them, `bytes` in all.
+    ///
+    /// # Errors
+    /// The device failed, perhaps at something added before.
+    pub async fn add(
+        &mut self,
+        of: T,
+        at: Sector,
+        data: &[u8],
+        bytes: usize,
+    ) -> Result<(), (T, IoError)> {
+        let mut from = 0;
+        while from < bytes {
+            if self.under_way.len() == WINDOWS_MAX {
+                self.next().await?;
+            }
+            let mut buf = self.disk.alloc(WINDOW_BYTES.min(bytes - from));
+            let sector = at + (from / SECTOR_BYTES) as u64;
+            let part = &data[from.min(data.len())..data.len().min(from + buf.len())];
+            buf[..part.len()].copy_from_slice(part);
+            from += buf.len();
+            work(Work::Bytes, buf.len());
+            self.under_way.push_back((of, self.disk.write(sector, buf)));
+            breathe().await;
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<(), (T, IoError)> {
+        match self.under_way.pop_front() {
+            Some((of, write)) => write.await.1.map_err(|why| (of, why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all is written.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn end(mut self) -> Result<(), (T, IoError)> {
+        while !self.under_way.is_empty() {
+            self.next().await?;
+        }
+        Ok(())
+    }
 }
 
 /// One opened device. Requests start when they are called, not when they are first polled;

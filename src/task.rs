@@ -5,8 +5,14 @@
 //! in which they were woken, those that hosts wait for before the others, which have at least every
 //! ninth step; so a run is a function of its inputs: the simulator replays it.
 //!
+//! How much a step may do, and how a long job ends its steps, stands in [`work`] and [`breathe`].
+//! Memory that takes long to give back goes to [`scrap()`].
+//!
 //! A task lives until it finishes or the executor is dropped. Wakers may be called on any thread
 //! (the contract of `std::task`), although the engine wakes on the owner thread alone.
+
+mod budget;
+mod scrap;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,6 +22,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+
+pub use budget::{Work, breathe, is_spent, measured, work};
+pub use scrap::scrap;
 
 type Job = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -192,6 +201,7 @@ impl Executor {
             self.step(id);
             steps += 1;
         }
+        scrap::drop_some();
         steps
     }
 
@@ -202,7 +212,7 @@ impl Executor {
         };
         task.wake.queued.store(false, Ordering::Release);
         let waker = Waker::from(task.wake.clone());
-        match task.job.as_mut().poll(&mut Context::from_waker(&waker)) {
+        match measured(|| task.job.as_mut().poll(&mut Context::from_waker(&waker))) {
             Poll::Ready(()) => self.0.free.borrow_mut().push(id),
             Poll::Pending => self.0.tasks.borrow_mut()[id] = Some(task),
         }

@@ -19,12 +19,34 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
 use crate::index::prefetch;
 use crate::stats::Apart;
+use crate::task::{Work, breathe, scrap, work};
 use crate::units::{BucketNr, Gen};
 
-/// Generations and times of use of all buckets.
-pub struct Gens {
+/// log2 of the buckets of a piece, which is made and dropped in one step: 96 KiB of memory, less where
+/// steps are checked.
+const PIECE_SHIFT: u32 = if cfg!(debug_assertions) { 8 } else { 15 };
+const PIECE: usize = 1 << PIECE_SHIFT;
+const _: () = assert!(3 * PIECE <= Work::Bytes.slice());
+
+/// Generations and times of use of some buckets.
+struct Piece {
     generations: Box<[AtomicU8]>,
     used_at: Box<[AtomicU16]>,
+}
+
+impl Piece {
+    fn new(buckets: usize) -> Piece {
+        Piece {
+            generations: (0..buckets).map(|_| AtomicU8::new(0)).collect(),
+            used_at: (0..buckets).map(|_| AtomicU16::new(0)).collect(),
+        }
+    }
+}
+
+/// Generations and times of use of all buckets: 3 bytes each.
+pub struct Gens {
+    pieces: Vec<Piece>,
+    nbuckets: usize,
     clock: AtomicU16,
     /// Sectors of I/O since the clock last moved.
     traffic_sectors: Apart<AtomicU64>,
@@ -32,15 +54,55 @@ pub struct Gens {
 }
 
 impl Gens {
-    /// All generations 0, for `nbuckets` buckets of a power of two of sectors.
+    /// All generations 0, for `nbuckets` buckets of a power of two of sectors. For few buckets:
+    /// see [`make`](Self::make).
     pub fn new(nbuckets: usize, bucket_sectors: u32) -> Gens {
+        let mut gens = Gens::begin(nbuckets, bucket_sectors);
+        while gens.grow() > 0 {}
+        gens
+    }
+
+    /// As [`new`](Self::new), in bounded steps.
+    pub async fn make(nbuckets: usize, bucket_sectors: u32) -> Gens {
+        let mut gens = Gens::begin(nbuckets, bucket_sectors);
+        loop {
+            let buckets = gens.grow();
+            if buckets == 0 {
+                return gens;
+            }
+            work(Work::Bytes, 3 * buckets);
+            breathe().await;
+        }
+    }
+
+    fn begin(nbuckets: usize, bucket_sectors: u32) -> Gens {
         Gens {
-            generations: (0..nbuckets).map(|_| AtomicU8::new(0)).collect(),
-            used_at: (0..nbuckets).map(|_| AtomicU16::new(0)).collect(),
+            pieces: Vec::with_capacity(nbuckets.div_ceil(PIECE)),
+            nbuckets,
             clock: AtomicU16::new(0),
             traffic_sectors: Apart(AtomicU64::new(0)),
             bucket_shift: bucket_sectors.trailing_zeros(),
         }
+    }
+
+    /// Adds a piece. Returns of how many buckets; 0 when all are there.
+    fn grow(&mut self) -> usize {
+        let left = self.nbuckets.saturating_sub(self.pieces.len() * PIECE);
+        let buckets = left.min(PIECE);
+        if buckets > 0 {
+            self.pieces.push(Piece::new(buckets));
+        }
+        buckets
+    }
+
+    #[inline]
+    fn generation_of(&self, bucket: BucketNr) -> &AtomicU8 {
+        &self.pieces[bucket.index() >> PIECE_SHIFT].generations[bucket.index() % PIECE]
+    }
+
+    #[inline]
+    fn used_at(&self, bucket: BucketNr) -> &AtomicU16 {
+        &self.pieces[bucket.index() >> PIECE_SHIFT].used_at[bucket.index() % PIECE]
     }
 
     /// The bucket that holds a sector of the cache device.
@@ -51,31 +113,32 @@ impl Gens {
 
     /// How many buckets there are.
     pub fn len(&self) -> usize {
-        self.generations.len()
+        self.nbuckets
     }
 
     /// Whether there is no bucket at all.
     pub fn is_empty(&self) -> bool {
-        self.generations.is_empty()
+        self.nbuckets == 0
     }
 
     /// The generation now. All reads of this thread before it come before, those after it after it.
     #[inline]
     pub fn generation(&self, bucket: BucketNr) -> Gen {
         fence(Ordering::Acquire);
-        Gen(self.generations[bucket.index()].load(Ordering::Acquire))
+        Gen(self.generation_of(bucket).load(Ordering::Acquire))
     }
 
     /// Fetches what is known of a bucket.
     #[inline]
     pub fn prefetch(&self, bucket: BucketNr) {
-        prefetch(&self.generations[bucket.index()]);
-        prefetch(&self.used_at[bucket.index()]);
+        prefetch(self.generation_of(bucket));
+        prefetch(self.used_at(bucket));
     }
 
     /// Sets a generation: the owner, before the bucket is given away anew.
     pub fn set_generation(&self, bucket: BucketNr, generation: Gen) {
-        self.generations[bucket.index()].store(generation.0, Ordering::Release);
+        self.generation_of(bucket)
+            .store(generation.0, Ordering::Release);
     }
 
     /// To be called by who was given buckets, before it writes to them: who reads what it writes
@@ -89,7 +152,7 @@ impl Gens {
     #[inline]
     pub fn touch(&self, bucket: BucketNr) {
         let now = self.clock.load(Ordering::Relaxed);
-        let slot = &self.used_at[bucket.index()];
+        let slot = self.used_at(bucket);
         // A store only when something changes: the line stays shared between reactors.
         if slot.load(Ordering::Relaxed) != now {
             slot.store(now, Ordering::Relaxed);
@@ -98,14 +161,15 @@ impl Gens {
 
     /// How long ago, in ticks of the clock, the bucket was last of use.
     pub fn age(&self, bucket: BucketNr) -> u16 {
-        let used = self.used_at[bucket.index()].load(Ordering::Relaxed);
+        let used = self.used_at(bucket).load(Ordering::Relaxed);
         self.clock.load(Ordering::Relaxed).wrapping_sub(used)
     }
 
     /// Sets an age, when priorities are read from the disk.
     pub fn set_age(&self, bucket: BucketNr, age: u16) {
         let now = self.clock.load(Ordering::Relaxed);
-        self.used_at[bucket.index()].store(now.wrapping_sub(age), Ordering::Relaxed);
+        self.used_at(bucket)
+            .store(now.wrapping_sub(age), Ordering::Relaxed);
     }
 
     /// Counts I/O; the clock ticks once for every 1024th of the cache's size, as priorities of the
@@ -118,6 +182,12 @@ impl Gens {
             traffic.store(0, Ordering::Relaxed);
             self.clock.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Gens {
+    fn drop(&mut self) {
+        scrap(std::mem::take(&mut self.pieces), 1);
     }
 }
 

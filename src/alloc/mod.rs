@@ -26,10 +26,10 @@
 pub mod gens;
 pub mod prios;
 mod refill;
+mod table;
 pub mod thin;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,10 +38,10 @@ use crate::format::prio::{buckets_needed, per_bucket};
 use crate::index::Extent;
 use crate::journal::{Journal, Shape};
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
-use crate::task::{Notify, yield_now};
+use crate::task::{Notify, Work, breathe, scrap, work};
 use crate::units::{BucketNr, Gen, Sector};
 use gens::Gens;
-use refill::SLICE;
+use table::{Bucket, FreeList, Table};
 
 /// What a bucket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,16 +67,6 @@ pub enum Purpose {
     Node,
     /// Priorities and generations.
     Prio,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    state: Use,
-    pins: u16,
-    live_sectors: u32,
-    dirty_sectors: u32,
-    /// No pointer to this bucket, in memory or on disk, has an older generation.
-    oldest: Gen,
 }
 
 /// How many buckets are of each kind, for people.
@@ -118,8 +108,8 @@ pub struct Alloc {
     shape: Shape,
     latch: Rc<Latch>,
     journal: Rc<Journal>,
-    table: RefCell<Vec<Bucket>>,
-    free: RefCell<VecDeque<BucketNr>>,
+    table: RefCell<Table>,
+    free: RefCell<FreeList>,
     prios: RefCell<Vec<BucketNr>>,
     prio_seq: Cell<u64>,
     /// Nodes that somebody waits for at once.
@@ -127,7 +117,6 @@ pub struct Alloc {
     /// Nodes that the leaves due for writing take beyond one step's.
     node_debt: Cell<usize>,
     dirty_sectors: Cell<u64>,
-    counts: Cell<[u64; 4]>,
     /// Notified when the free list is short, or somebody found it too short.
     wanted: Notify,
     /// Notified when buckets have become free.
@@ -155,31 +144,23 @@ pub struct Alloc {
 }
 
 impl Alloc {
-    /// An allocator whose buckets up to the end of the journal are metadata and all others hold
-    /// data (empty until accounted).
-    pub fn new(
+    /// An allocator whose buckets up to the end of the journal are metadata. All others are `rest`:
+    /// [`Use::Free`] in a new set, [`Use::Data`] (empty until accounted) in one that is loaded. Made
+    /// in bounded steps.
+    pub async fn make(
         gens: Arc<Gens>,
         disk: Rc<dyn Disk>,
         shape: Shape,
         latch: Rc<Latch>,
         journal: Rc<Journal>,
         data_start: BucketNr,
+        rest: Use,
     ) -> Rc<Alloc> {
-        let n = gens.len();
-        let table = (0..n)
-            .map(|b| Bucket {
-                state: if b < data_start.index() {
-                    Use::Meta
-                } else {
-                    Use::Data
-                },
-                pins: 0,
-                live_sectors: 0,
-                dirty_sectors: 0,
-                oldest: gens.generation(BucketNr(b as u32)),
-            })
-            .collect();
-        let meta = data_start.index() as u64;
+        let table = Table::make(gens.len(), data_start, rest, |b| gens.generation(b)).await;
+        let free = match rest {
+            Use::Free => FreeList::of(data_start.0..gens.len() as u32),
+            _ => FreeList::default(),
+        };
         Rc::new(Alloc {
             gens,
             disk,
@@ -187,13 +168,12 @@ impl Alloc {
             latch,
             journal,
             table: RefCell::new(table),
-            free: RefCell::new(VecDeque::new()),
+            free: RefCell::new(free),
             prios: RefCell::new(Vec::new()),
             prio_seq: Cell::new(0),
             asked: Cell::new(0),
             node_debt: Cell::new(0),
             dirty_sectors: Cell::new(0),
-            counts: Cell::new([0, 0, n as u64 - meta, meta]),
             wanted: Notify::default(),
             freed: Notify::default(),
             reclaimable: Notify::default(),
@@ -212,14 +192,17 @@ impl Alloc {
         })
     }
 
+    /// Changes what is known of a bucket.
+    fn change<R>(&self, bucket: BucketNr, f: impl FnOnce(&mut Bucket) -> R) -> R {
+        self.table.borrow_mut().change(bucket, f)
+    }
+
+    fn slot(&self, bucket: BucketNr) -> Bucket {
+        *self.table.borrow().get(bucket)
+    }
+
     fn set_state(&self, bucket: BucketNr, state: Use) {
-        let mut table = self.table.borrow_mut();
-        let slot = &mut table[bucket.index()];
-        let mut counts = self.counts.get();
-        counts[slot.state as usize] -= 1;
-        counts[state as usize] += 1;
-        self.counts.set(counts);
-        slot.state = state;
+        self.change(bucket, |slot| slot.state = state);
     }
 
     /// Marks a bucket as metadata while a set is loaded.
@@ -229,10 +212,11 @@ impl Alloc {
 
     /// There is a pointer of this generation on disk: noted while a set is loaded.
     pub fn note_pointer(&self, bucket: BucketNr, generation: Gen) {
-        let slot = &mut self.table.borrow_mut()[bucket.index()];
-        if slot.oldest.ahead_of(generation) > 0 {
-            slot.oldest = generation;
-        }
+        self.change(bucket, |slot| {
+            if slot.oldest.ahead_of(generation) > 0 {
+                slot.oldest = generation;
+            }
+        });
     }
 
     /// The first sector of a bucket, and the one behind its last.
@@ -243,14 +227,14 @@ impl Alloc {
 
     /// What a bucket is now.
     pub fn state(&self, bucket: BucketNr) -> Use {
-        self.table.borrow()[bucket.index()].state
+        self.slot(bucket).state
     }
 
     /// Puts a bucket on the free list without raising its generation: one that no pointer with a
     /// generation ever named (a new set's, or one that held priorities).
     pub fn free_unreferenced(&self, bucket: BucketNr) {
         self.set_state(bucket, Use::Free);
-        self.free.borrow_mut().push_back(bucket);
+        self.free.borrow_mut().push(bucket);
         self.freed.notify();
     }
 
@@ -296,11 +280,10 @@ impl Alloc {
         if left <= self.reserve(purpose) {
             return None;
         }
-        let bucket = self.free.borrow_mut().pop_front()?;
+        let bucket = self.free.borrow_mut().pop()?;
         match purpose {
             Purpose::Data | Purpose::Move => {
-                self.set_state(bucket, Use::Data);
-                self.table.borrow_mut()[bucket.index()].pins = 1;
+                self.change(bucket, |slot| (slot.state, slot.pins) = (Use::Data, 1));
             }
             Purpose::Node | Purpose::Prio => self.set_state(bucket, Use::Meta),
         }
@@ -393,7 +376,7 @@ impl Alloc {
 
     /// How far the generation is ahead of the oldest pointer there may be, at most 96.
     pub fn gen_distance(&self, bucket: BucketNr) -> i8 {
-        let oldest = self.table.borrow()[bucket.index()].oldest;
+        let oldest = self.slot(bucket).oldest;
         self.gens.generation(bucket).ahead_of(oldest)
     }
 
@@ -408,19 +391,17 @@ impl Alloc {
 
     /// Holds a bucket against invalidation.
     pub fn pin(&self, bucket: BucketNr) {
-        let mut table = self.table.borrow_mut();
-        let slot = &mut table[bucket.index()];
-        slot.pins += 1;
+        self.change(bucket, |slot| slot.pins += 1);
     }
 
     /// Gives a pin back.
     pub fn unpin(&self, bucket: BucketNr) {
-        let mut table = self.table.borrow_mut();
-        let slot = &mut table[bucket.index()];
-        assert!(slot.pins > 0, "{bucket:?} is not pinned");
-        slot.pins -= 1;
+        let slot = self.change(bucket, |slot| {
+            assert!(slot.pins > 0, "{bucket:?} is not pinned");
+            slot.pins -= 1;
+            *slot
+        });
         if slot.pins == 0 && slot.dirty_sectors == 0 {
-            drop(table);
             self.reclaimable.notify();
         }
     }
@@ -430,15 +411,16 @@ impl Alloc {
         if self.gens.generation(bucket) != generation {
             return;
         }
-        let mut table = self.table.borrow_mut();
-        let slot = &mut table[bucket.index()];
-        slot.live_sectors += sectors;
-        assert!(
-            slot.live_sectors <= self.shape.geometry.bucket_sectors,
-            "{bucket:?} holds more than it can"
-        );
+        let most = self.shape.geometry.bucket_sectors;
+        self.change(bucket, |slot| {
+            slot.live_sectors += sectors;
+            assert!(
+                slot.live_sectors <= most,
+                "{bucket:?} holds more than it can"
+            );
+            slot.dirty_sectors += if dirty { sectors } else { 0 };
+        });
         if dirty {
-            slot.dirty_sectors += sectors;
             self.dirty_sectors
                 .set(self.dirty_sectors.get() + u64::from(sectors));
         }
@@ -449,29 +431,29 @@ impl Alloc {
         if self.gens.generation(bucket) != generation {
             return;
         }
-        let mut table = self.table.borrow_mut();
-        let slot = &mut table[bucket.index()];
-        slot.live_sectors -= sectors;
+        let slot = self.change(bucket, |slot| {
+            slot.live_sectors -= sectors;
+            slot.dirty_sectors -= if dirty { sectors } else { 0 };
+            *slot
+        });
         if dirty {
-            slot.dirty_sectors -= sectors;
             self.dirty_sectors
                 .set(self.dirty_sectors.get() - u64::from(sectors));
         }
         if slot.pins == 0 && slot.dirty_sectors == 0 && (dirty || slot.live_sectors == 0) {
-            drop(table);
             self.reclaimable.notify();
         }
     }
 
     /// (live, dirty) sectors of a bucket, counting the current generation alone.
     pub fn sectors(&self, bucket: BucketNr) -> (u32, u32) {
-        let slot = self.table.borrow()[bucket.index()];
+        let slot = self.slot(bucket);
         (slot.live_sectors, slot.dirty_sectors)
     }
 
     /// How many hold a bucket against invalidation.
     pub fn pins(&self, bucket: BucketNr) -> u16 {
-        self.table.borrow()[bucket.index()].pins
+        self.slot(bucket).pins
     }
 
     /// Dirty sectors in all buckets.
@@ -481,23 +463,15 @@ impl Alloc {
 
     /// Sectors in buckets that can hold data.
     pub fn data_sectors(&self) -> u64 {
-        let [free, invalid, data, _] = self.counts.get();
-        (free + invalid + data) * u64::from(self.shape.geometry.bucket_sectors)
+        let Census {
+            free, clean, dirty, ..
+        } = self.census();
+        (free + clean + dirty) * u64::from(self.shape.geometry.bucket_sectors)
     }
 
-    /// Counts the buckets by what they hold: walks the whole table, for people and tests.
+    /// The buckets by what they hold: counted as they change.
     pub fn census(&self) -> Census {
-        let mut census = Census::default();
-        for slot in self.table.borrow().iter() {
-            match slot.state {
-                Use::Meta => census.metadata += 1,
-                Use::Free | Use::Invalid => census.free += 1,
-                Use::Data if slot.dirty_sectors > 0 => census.dirty += 1,
-                Use::Data if slot.live_sectors > 0 => census.clean += 1,
-                Use::Data => census.free += 1,
-            }
-        }
-        census
+        self.table.borrow().census()
     }
 
     /// Whether an extent is stale in memory alone: its bucket is just being invalidated, and on disk
@@ -525,36 +499,41 @@ impl Alloc {
     }
 
     /// The generations that a sweep starting now may rely on: those of buckets that are not in
-    /// the middle of being invalidated. Looks at `SLICE` buckets a step.
-    pub async fn sweep_start(&self) -> Vec<Gen> {
+    /// the middle of being invalidated. In bounded steps.
+    pub async fn sweep_start(&self) -> Swept {
         self.invalidated_since_sweep.set(0);
         self.sweep_wanted.set(false);
         self.sweep_urgent.set(false);
-        let mut all = Vec::with_capacity(self.gens.len());
-        while all.len() < self.gens.len() {
-            {
+        let (mut swept, mut at) = (Swept::default(), 0);
+        while at < self.gens.len() {
+            let piece: Vec<Gen> = {
                 let table = self.table.borrow();
-                let end = (all.len() + SLICE).min(table.len());
-                all.extend((all.len()..end).map(|b| match table[b].state {
-                    Use::Invalid => table[b].oldest,
-                    _ => self.gens.generation(BucketNr(b as u32)),
-                }));
-            }
-            yield_now().await;
+                let some = table.some_from(at, Work::Buckets.slice()).unwrap_or(&[]);
+                let some = some.iter().enumerate();
+                some.map(|(i, slot)| match slot.state {
+                    Use::Invalid => slot.oldest,
+                    _ => self.gens.generation(BucketNr((at + i) as u32)),
+                })
+                .collect()
+            };
+            work(Work::Buckets, piece.len());
+            at += piece.len();
+            swept.pieces.push(piece);
+            breathe().await;
         }
-        all
+        swept
     }
 
     /// A sweep is done: no pointer is older than what [`sweep_start`](Self::sweep_start) returned.
-    pub async fn sweep_end(&self, oldest: &[Gen]) {
-        for (nth, part) in oldest.chunks(SLICE).enumerate() {
-            {
-                let mut table = self.table.borrow_mut();
-                for (slot, &oldest) in table[nth * SLICE..].iter_mut().zip(part) {
-                    slot.oldest = oldest;
-                }
+    pub async fn sweep_end(&self, mut swept: Swept) {
+        let mut bucket = BucketNr(0);
+        for piece in std::mem::take(&mut swept.pieces) {
+            for &oldest in &piece {
+                self.change(bucket, |slot| slot.oldest = oldest);
+                bucket.0 += 1;
             }
-            yield_now().await;
+            work(Work::Buckets, piece.len());
+            breathe().await;
         }
         self.reclaimable.notify();
         self.wanted.notify();
@@ -572,6 +551,18 @@ impl Alloc {
         let ahead = self.gens.generation(bucket).ahead_of(slot.oldest);
         // Below zero: what was loaded was damaged, and a sweep sets it right.
         !(0..MAX_GEN_DISTANCE as i8 - 1).contains(&ahead)
+    }
+}
+
+/// The generations of all buckets when a sweep began.
+#[derive(Default)]
+pub struct Swept {
+    pieces: Vec<Vec<Gen>>,
+}
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        scrap(std::mem::take(&mut self.pieces), 64);
     }
 }
 

@@ -4,7 +4,7 @@
 //! chosen buckets, write the priorities, and only then put them on the free list. A crash at any
 //! point leaves either the old generations with all old data, or the new ones.
 //!
-//! Bounds: a slice looks at [`SLICE`] buckets; a round takes at most 16384.
+//! Bounds: a step looks at a slice of buckets ([`Work::Buckets`]); a round takes at most 16384.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,11 +13,8 @@ use std::rc::Rc;
 use super::{Alloc, Bucket, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
-use crate::task::{either, yield_now};
+use crate::task::{Work, breathe, either, work};
 use crate::units::BucketNr;
-
-/// Buckets looked at in one step of the poller: about 10 µs.
-pub(super) const SLICE: usize = 2048;
 
 /// Buckets of a round at least, if they are no more than a 16th of the device: a round writes the
 /// priorities, which take a whole bucket however few they are.
@@ -42,7 +39,7 @@ impl Alloc {
             let round = self.round();
             let chosen = self.choose(round).await;
             self.scarce.set(chosen.len() < round);
-            let chosen = self.invalidate(chosen);
+            let chosen = self.invalidate(chosen).await;
             if chosen.is_empty() {
                 self.starve();
                 changed.await;
@@ -54,8 +51,9 @@ impl Alloc {
                 continue;
             }
             for bucket in chosen {
-                self.set_state(bucket, Use::Free);
-                self.free.borrow_mut().push_back(bucket);
+                self.free_unreferenced(bucket);
+                work(Work::Buckets, 1);
+                breathe().await;
             }
             self.freed.notify();
         }
@@ -97,14 +95,16 @@ impl Alloc {
     /// of it names these buckets in their generation.
     ///
     /// False when there are not enough.
-    pub fn start_from_empty(&self) -> bool {
+    pub async fn start_from_empty(&self) -> bool {
         let mut missing = self.prio_buckets();
         for b in 0..self.gens.len() as u32 {
             if missing == 0 {
                 break;
             }
+            work(Work::Buckets, 1);
+            breathe().await;
             let bucket = BucketNr(b);
-            let slot = self.table.borrow()[bucket.index()];
+            let slot = self.slot(bucket);
             let empty = slot.state == Use::Data && slot.live_sectors == 0;
             if empty && !self.near_gen_limit(&slot, bucket) {
                 let next = self.gens.generation(bucket).next();
@@ -133,20 +133,22 @@ impl Alloc {
         log::debug!("no bucket can be reused now; {free} are free");
     }
 
-    /// Shows every bucket of data that nobody pins, in steps of `SLICE` buckets.
+    /// Shows every bucket of data that nobody pins, in bounded steps.
     pub(super) async fn each_data_bucket(&self, mut visit: impl FnMut(BucketNr, &Bucket)) {
-        for start in (0..self.gens.len()).step_by(SLICE) {
-            if start > 0 {
-                yield_now().await;
-            }
+        let mut start = 0;
+        while start < self.gens.len() {
+            breathe().await;
             let table = self.table.borrow();
-            let end = (start + SLICE).min(table.len());
-            for (at, slot) in table[start..end].iter().enumerate() {
+            let some = table.some_from(start, Work::Buckets.slice()).unwrap_or(&[]);
+            for (at, slot) in some.iter().enumerate() {
                 if slot.state == Use::Data && slot.pins == 0 {
                     visit(BucketNr((start + at) as u32), slot);
                 }
             }
+            work(Work::Buckets, some.len());
+            start += some.len();
         }
+        breathe().await;
     }
 
     /// The best buckets to reuse: empty ones first, then those longest without use.
@@ -180,10 +182,12 @@ impl Alloc {
     }
 
     /// Raises the generations of those that may still be invalidated.
-    fn invalidate(&self, chosen: Vec<BucketNr>) -> Vec<BucketNr> {
+    async fn invalidate(&self, chosen: Vec<BucketNr>) -> Vec<BucketNr> {
         let mut done = Vec::with_capacity(chosen.len());
         for bucket in chosen {
-            let slot = self.table.borrow()[bucket.index()];
+            work(Work::Buckets, 1);
+            breathe().await;
+            let slot = self.slot(bucket);
             if slot.state != Use::Data || slot.pins > 0 || slot.dirty_sectors > 0 {
                 continue;
             }
@@ -191,8 +195,9 @@ impl Alloc {
                 self.evicted_since_move
                     .set(self.evicted_since_move.get() + 1);
             }
-            self.set_state(bucket, Use::Invalid);
-            self.table.borrow_mut()[bucket.index()].live_sectors = 0;
+            self.change(bucket, |slot| {
+                (slot.state, slot.live_sectors) = (Use::Invalid, 0);
+            });
             let next = self.gens.generation(bucket).next();
             self.gens.set_generation(bucket, next);
             self.check_gen(bucket);
@@ -215,6 +220,8 @@ impl Alloc {
         let n = self.prio_buckets();
         let mut places = Vec::with_capacity(n);
         for _ in 0..n {
+            work(Work::Buckets, 1);
+            breathe().await;
             match self.take(super::Purpose::Prio) {
                 Some((bucket, _)) => places.push(bucket),
                 None => {
@@ -232,6 +239,8 @@ impl Alloc {
         self.journal.commit_roots().await?;
         for old in self.prios.replace(places) {
             self.free_unreferenced(old);
+            work(Work::Buckets, 1);
+            breathe().await;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! sixteenth of the device since the last time, while other buckets may be mostly dead; then all of
 //! the emptiest buckets is moved.
 //!
-//! Bounds: a step looks at `SLICE` buckets; at most `CHOSEN_MAX` are chosen at once.
+//! Bounds: a step looks at a slice of buckets; at most `CHOSEN_MAX` are chosen at once.
 
 use std::collections::BinaryHeap;
 

@@ -1,7 +1,7 @@
 //! Reading the tree of an existing set into memory, checking everything on the way.
 //!
-//! Level by level from the root, in the order of keys, some reads in flight at once and one node
-//! taken in a step. So the extents of all leaves come in order, and the maps in memory are made from
+//! Level by level from the root, in the order of keys, some reads in flight at once; a node is decoded
+//! in one step, its keys are taken in in slices. So the extents of all leaves come in order, and the maps in memory are made from
 //! them page by page ([`Bulk`]) rather than insert by insert. A pointer on disk may be ahead of its bucket's
 //! generation as the priorities have it (the priorities are written rarely): the bucket's is then
 //! raised. Extents whose pointers are behind are stale; they are loaded like others and mean
@@ -14,20 +14,18 @@ use std::sync::Arc;
 use super::nodes::{Node, NodeId};
 use super::{Pos, Space, Tree, extent_of};
 use crate::alloc::Use;
-use crate::disk::{BufFuture, IoError};
+use crate::disk::{Buf, BufFuture, IoError};
 use crate::format::bset::{BsetError, byte_of_part, each_key, node_read};
 use crate::format::key::{Key, KeyError, MAX_BYTES, Ptr};
 use crate::format::merge::{merge, merge_inner};
 use crate::index::{Bulk, Domain, Extent, Writer};
 use crate::limits::MAX_KEY_OFFSET;
-use crate::task::yield_now;
+use crate::task::{Work, breathe, work, yield_now};
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
 /// Nodes being read at once: enough to keep a device busy while one is taken in, and not too much
 /// memory (a node has 2 MiB at most).
 const AT_ONCE: usize = 16;
-/// Extents that are counted in one step.
-const COUNT_EXTENTS: usize = 8192;
 
 /// A place in a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +208,8 @@ impl Tree {
             };
             let (buf, done) = next.read.await;
             done.map_err(|e| LoadError::Io(next.bucket, e))?;
-            below.extend(self.take_in(next.want, next.ptr, next.bucket, &buf, maps)?);
+            let (want, ptr, bucket) = (next.want, next.ptr, next.bucket);
+            below.extend(self.take_in(want, ptr, bucket, buf, maps).await?);
             yield_now().await;
         }
     }
@@ -260,17 +259,20 @@ impl Tree {
         Ok(())
     }
 
-    fn take_in(
+    async fn take_in(
         &self,
         want: Want,
         ptr: Ptr,
         bucket: BucketNr,
-        bytes: &[u8],
+        bytes: Buf,
         maps: &mut Maps,
     ) -> Result<Vec<Want>, LoadError> {
         let geometry = &self.shape.geometry;
-        let image = node_read(bytes, self.shape.set_magic, ptr, geometry.block_sectors)
+        let image = node_read(&bytes, self.shape.set_magic, ptr, geometry.block_sectors)
             .map_err(|e| LoadError::Node(bucket, e))?;
+        drop(bytes);
+        work(Work::Nodes, 1);
+        breathe().await;
         self.meet(ptr);
         let sectors = want.key.size_sectors;
         let mut node = Node::new(want.level, want.start, want.end, ptr, bucket, sectors);
@@ -279,7 +281,7 @@ impl Tree {
         node.parent = want.parent;
         node.written_keys = image.sets.iter().map(|set| set.len() as u32).sum();
         if want.level == 0 {
-            self.take_in_extents(&node, &image.sets, maps)?;
+            self.take_in_extents(&node, &image.sets, maps).await?;
         }
         let id = {
             let mut nodes = self.nodes.borrow_mut();
@@ -296,10 +298,10 @@ impl Tree {
         if want.level == 0 {
             return Ok(Vec::new());
         }
-        self.children(&want, id, bucket, &image.sets)
+        self.children(&want, id, bucket, &image.sets).await
     }
 
-    fn children(
+    async fn children(
         &self,
         want: &Want,
         id: NodeId,
@@ -307,6 +309,7 @@ impl Tree {
         sets: &[Vec<Key>],
     ) -> Result<Vec<Want>, LoadError> {
         let gens = &self.alloc.gens;
+        work(Work::Nodes, 1);
         let inner = merge_inner(sets, |ptr| {
             // Only of buckets that exist; the others are reported when the child is read.
             let at = self.shape.bucket_of(ptr.sector());
@@ -336,6 +339,8 @@ impl Tree {
                 parent: Some(id),
             });
             start = end;
+            work(Work::Keys, 1);
+            breathe().await;
         }
         if start != want.end {
             return Err(LoadError::Range(InNode { bucket, byte: 0 }));
@@ -343,7 +348,7 @@ impl Tree {
         Ok(wants)
     }
 
-    fn take_in_extents(
+    async fn take_in_extents(
         &self,
         node: &Node,
         sets: &[Vec<Key>],
@@ -356,7 +361,11 @@ impl Tree {
                 byte: byte.unwrap_or(0),
             }
         };
-        for key in merge(sets) {
+        let keys = merge(sets);
+        work(Work::Nodes, 1);
+        for key in keys {
+            work(Work::Keys, 1);
+            breathe().await;
             self.meet_key(&key, maps.volumes)
                 .map_err(|e| LoadError::Extent(place(&key), e))?;
             let starts_inside = (key.inode, key.start()) >= node.start;
@@ -390,7 +399,7 @@ impl Tree {
         let (alloc, gens) = (&self.alloc, &self.alloc.gens);
         let (mut dirty, mut bad, mut next, mut looked) = (0, None, None, 0);
         self.scan(inode, from, Sector::MAX, &mut |e| {
-            if looked == COUNT_EXTENTS {
+            if looked == Work::Keys.slice() {
                 next = Some(e.start);
                 return false;
             }
@@ -412,6 +421,7 @@ impl Tree {
             dirty += if e.dirty { u64::from(e.sectors) } else { 0 };
             true
         });
+        work(Work::Keys, looked);
         self.with_space(inode, |space| space.dirty_sectors += dirty);
         match bad {
             Some(bad) => Err(bad),

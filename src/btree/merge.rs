@@ -17,7 +17,7 @@ use super::{Pos, Tree};
 use crate::alloc::{PARTS_MAX, step_nodes};
 use crate::disk::Stopped;
 use crate::format::key::{Key, MAX_BYTES};
-use crate::task::yield_now;
+use crate::task::{Work, breathe, work, yield_now};
 use crate::units::{JournalSeq, Sector};
 
 /// Nodes that are joined at most; as many as the kernel joins.
@@ -25,7 +25,7 @@ const JOIN_MAX: usize = 4;
 /// Nodes that one slice of a survey looks at.
 const SURVEY_NODES: usize = 64;
 /// Extents that one slice of a survey looks at, and those of one more leaf.
-const SURVEY_EXTENTS: usize = 4096;
+const SURVEY_EXTENTS: usize = Work::Keys.slice();
 /// A leaf with so many keys beyond twice its extents is stale.
 const STALE_KEYS: usize = 64;
 
@@ -110,29 +110,49 @@ impl Tree {
         Some(at)
     }
 
-    /// Looks at the inner nodes with children on `level`, at once: there are few.
-    pub(crate) fn survey_inner(&self) {
-        let (mut jobs, most) = (Vec::new(), self.join_keys());
-        let nodes = self.nodes.borrow();
-        let mut parents: Vec<NodeId> = nodes.root().into_iter().collect();
-        while let Some(id) = parents.pop() {
-            let node = nodes.get(id);
-            if node.parent.is_none() && node.children.len() == 1 {
-                jobs.push(Job::Shrink);
-            }
-            if node.level < 2 {
+    /// Looks at the inner nodes, in bounded steps, and asks for what should be done about them.
+    pub(crate) async fn survey_inner(&self) {
+        let mut parents: Vec<(NodeId, u16)> = {
+            let nodes = self.nodes.borrow();
+            let root = nodes.root();
+            root.map(|id| (id, nodes.get(id).level))
+                .into_iter()
+                .collect()
+        };
+        while let Some((id, level)) = parents.pop() {
+            breathe().await;
+            let Some(children) = self.inner_children(id, level) else {
                 continue;
-            }
-            let mut group = Group::new();
-            for &child in node.children.values() {
-                let keys = nodes.get(child).children.len();
-                jobs.extend(group.add(Some(id), child, keys, most));
-                parents.push(child);
+            };
+            let (mut jobs, most, mut group) = (Vec::new(), self.join_keys(), Group::new());
+            for &child in &children {
+                // What changed meanwhile is looked at again before the job is done.
+                let keys = self.nodes.borrow().find(child).map(|n| n.children.len());
+                if let Some(keys) = keys {
+                    jobs.extend(group.add(Some(id), child, keys, most));
+                }
+                work(Work::Keys, 1);
+                breathe().await;
             }
             jobs.extend(group.end());
+            self.ask(jobs);
+            parents.extend(children.into_iter().map(|child| (child, level - 1)));
         }
+    }
+
+    /// The children of a node on `level` that are inner nodes; asks for a root with a single child to
+    /// give way. `None` when the node is not there any more.
+    fn inner_children(&self, id: NodeId, level: u16) -> Option<Vec<NodeId>> {
+        work(Work::Nodes, 1);
+        let nodes = self.nodes.borrow();
+        let node = nodes.find(id).filter(|node| node.level == level)?;
+        let shrinks = node.parent.is_none() && node.children.len() == 1;
+        let children = (node.level >= 2).then(|| node.children.values().copied().collect());
         drop(nodes);
-        self.ask(jobs);
+        if shrinks {
+            self.ask(vec![Job::Shrink]);
+        }
+        children
     }
 
     fn ask(&self, jobs: Vec<Job>) {

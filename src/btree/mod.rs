@@ -39,7 +39,7 @@ use crate::format::key::{Key, Ptr};
 use crate::index::{Domain, Extent, Index, Lookup, Writer};
 use crate::journal::{Journal, Shape};
 use crate::rng::Rng;
-use crate::task::{Notify, yield_now};
+use crate::task::{Notify, Work, breathe, work, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
 pub use load::LoadError;
@@ -61,7 +61,11 @@ const DELETE_SECTORS_MAX: u64 = 32768;
 const UNLOGGED_S: u32 = 15;
 
 /// Extents that one step of a deletion looks at.
-const DELETE_EXTENTS: usize = 1024;
+const DELETE_EXTENTS: usize = Work::Keys.slice();
+
+/// Maps of which one call of [`Tree::reclaim`] frees memory, and pages after which it ends.
+const RECLAIM_SPACES: usize = 64;
+const RECLAIM_PAGES: usize = 1024;
 
 /// The journal has no room: nothing was changed, wait for [`Journal::room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,8 @@ pub struct Tree {
     rng: Rc<Rng>,
     spaces: RefCell<BTreeMap<Inode, Space>>,
     nodes: RefCell<Nodes>,
+    /// The map whose memory is freed next.
+    reclaimed: Cell<Inode>,
     barrier: RefCell<Option<Barrier>>,
     /// What waits for the root in memory to be durable.
     deferred: RefCell<Deferred>,
@@ -142,6 +148,7 @@ impl Tree {
             rng,
             spaces: RefCell::default(),
             nodes: RefCell::new(Nodes::new(room)),
+            reclaimed: Cell::new(Inode(0)),
             barrier: RefCell::default(),
             deferred: RefCell::default(),
             granted: RefCell::default(),
@@ -313,6 +320,7 @@ impl Tree {
     ) -> Result<(), Stopped> {
         let mut at = start;
         while at < end {
+            breathe().await;
             let mut runs: Vec<(Sector, Sector)> = Vec::new();
             let (mut next, mut looked) = (end, 0);
             self.scan(inode, at, end, &mut |e| {
@@ -333,6 +341,7 @@ impl Tree {
                 }
                 true
             });
+            work(Work::Keys, looked);
             for &(from, to) in &runs {
                 self.delete_run(inode, from, to).await?;
             }
@@ -413,6 +422,7 @@ impl Tree {
         for (run, grown) in runs {
             self.mark(run, None, grown);
         }
+        work(Work::Keys, looked);
         at
     }
 
@@ -493,16 +503,34 @@ impl Tree {
 
     /// To be called once a second: has what no entry has written before long, so that a crash forgets
     /// the fills of the last half minute and no more.
-    pub fn age(&self) {
-        if self.nodes.borrow_mut().age(UNLOGGED_S) {
-            self.work.notify();
+    pub async fn age(&self) {
+        self.nodes.borrow_mut().tick();
+        loop {
+            let aged = self.nodes.borrow_mut().age(UNLOGGED_S);
+            if aged.any {
+                self.work.notify();
+            }
+            if !aged.more {
+                return;
+            }
+            yield_now().await;
         }
     }
 
-    /// Frees memory that no reader can see any more.
+    /// Frees memory that no reader can see any more: a bounded part of it, the next part in the next
+    /// call.
     pub fn reclaim(&self) {
-        for space in self.spaces.borrow_mut().values_mut() {
-            space.writer.reclaim();
+        let mut spaces = self.spaces.borrow_mut();
+        let (from, mut pages) = (self.reclaimed.take(), 0);
+        for (&inode, space) in spaces.range_mut(from..).take(RECLAIM_SPACES) {
+            pages += space.writer.reclaim();
+            self.reclaimed.set(Inode(inode.0 + 1));
+            if pages >= RECLAIM_PAGES {
+                return;
+            }
+        }
+        if spaces.range(self.reclaimed.get()..).next().is_none() {
+            self.reclaimed.take();
         }
     }
 

@@ -7,6 +7,7 @@ use super::{PENDING_SPANS, Pos};
 use crate::format::bset::HEADER_BYTES;
 use crate::format::key::{Key, MAX_BYTES, Ptr};
 use crate::index::Extent;
+use crate::task::{Work, scrap, work};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Names a node in the table.
@@ -263,8 +264,14 @@ pub struct Nodes {
 /// Jobs that wait for the writer at most: gc asks for no more before these are done.
 pub const JOBS_MAX: usize = 32;
 
-/// Leaves that one tick looks at, at most.
-const AGED_MAX: usize = 8192;
+/// What one look at the line of leaves came to.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Aged {
+    /// Some leaf was asked for.
+    pub any: bool,
+    /// More are to be looked at in this tick.
+    pub more: bool,
+}
 
 impl Nodes {
     /// No nodes.
@@ -498,17 +505,21 @@ impl Nodes {
         }
     }
 
-    /// Counts a tick, and asks for leaves that have had something pending that no entry has for so
-    /// many ticks, of some for up to twice as many: it looks at a leaf once in that time, and at
-    /// [`AGED_MAX`] leaves a tick. Returns whether there was any.
-    pub fn age(&mut self, ticks: u32) -> bool {
+    /// Counts a tick.
+    pub fn tick(&mut self) {
         self.tick += 1;
+    }
+
+    /// Asks for leaves that have had something pending that no entry has for so many ticks, of some for
+    /// up to twice as many: it looks at a leaf once in that time, and at a slice of leaves a call.
+    pub fn age(&mut self, ticks: u32) -> Aged {
         let mut any = false;
-        for _ in 0..AGED_MAX {
+        for _ in 0..Work::Keys.slice() {
             let next = self.aging.front().copied();
             let Some((_, id)) = next.filter(|next| next.0 + ticks <= self.tick) else {
-                break;
+                return Aged { any, more: false };
             };
+            work(Work::Keys, 1);
             self.aging.pop_front();
             self.in_line[id.0 as usize] = false;
             let Some(node) = self.slots[id.0 as usize].as_mut() else {
@@ -525,7 +536,7 @@ impl Nodes {
                 None => {}
             }
         }
-        any
+        Aged { any, more: true }
     }
 
     /// Takes what is pending, and the pin that goes with it.
@@ -578,15 +589,19 @@ impl Nodes {
         slot.as_ref().is_some_and(|node| node.level == 0)
     }
 
-    fn live(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(i, slot)| Some((NodeId(i as u32), slot.as_ref()?)))
-    }
-
-    /// Asks for all leaves with something pending to be written.
-    pub fn demand_leaves(&mut self) {
-        let pending = self.live().filter(|(_, node)| !node.pending.is_empty());
-        self.demand = pending.map(|(id, _)| id).collect();
+    /// Asks for leaves with something pending to be written: of those behind `from`, a slice. Returns
+    /// where to go on, `None` at the end.
+    pub fn demand_leaves(&mut self, from: Pos) -> Option<Pos> {
+        let mut at = from;
+        for _ in 0..Work::Keys.slice() {
+            let leaf = self.leaves.behind(at)?;
+            if !self.get(leaf.id).pending.is_empty() {
+                self.demand.insert(leaf.id);
+            }
+            at = leaf.end;
+            work(Work::Keys, 1);
+        }
+        Some(at)
     }
 
     /// Passes on to `new` that `old` was asked for.
@@ -596,10 +611,17 @@ impl Nodes {
         }
     }
 
-    /// Asks for all inner nodes with keys of freed children to be written anew.
-    pub fn demand_freed(&mut self) {
-        let stale = self.live().filter(|(_, node)| node.freed_keys > 0);
-        self.demand_inner = stale.map(|(id, _)| id).collect();
+    /// Asks for inner nodes with keys of freed children to be written anew: of those from a place in
+    /// the table on, a slice. Returns where to go on, `None` at the end. A node that is written anew
+    /// meanwhile has no such keys of before.
+    pub fn demand_freed(&mut self, from: usize) -> Option<usize> {
+        let to = self.slots.len().min(from + Work::Keys.slice());
+        let slots = self.slots[from..to].iter().enumerate();
+        let stale = slots.filter(|(_, slot)| slot.as_ref().is_some_and(|n| n.freed_keys > 0));
+        self.demand_inner
+            .extend(stale.map(|(i, _)| NodeId((from + i) as u32)));
+        work(Work::Keys, to - from);
+        (to < self.slots.len()).then_some(to)
     }
 
     /// An inner node that was asked for and still carries keys of freed children.
@@ -616,6 +638,12 @@ impl Nodes {
     /// Whether something that was asked for has not been taken up yet.
     pub fn has_demand(&self) -> bool {
         !self.demand.is_empty() || !self.demand_inner.is_empty() || !self.jobs.is_empty()
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        scrap(std::mem::take(&mut self.slots), 64);
     }
 }
 
@@ -639,8 +667,12 @@ mod tests {
     #[test]
     fn a_leaf_is_asked_for_each_time_that_something_unlogged_has_waited() {
         let (mut nodes, id) = one_leaf();
+        let age = |nodes: &mut Nodes| {
+            nodes.tick();
+            nodes.age(3).any
+        };
         let asked = |nodes: &mut Nodes| {
-            (1..=10).find_map(|tick| nodes.age(3).then(|| (tick, nodes.due(None, 8))))
+            (1..=10).find_map(|tick| age(nodes).then(|| (tick, nodes.due(None, 8))))
         };
         assert_eq!(asked(&mut nodes), None);
         // The second time nothing was pending any more, so that nothing was written.
@@ -652,7 +684,7 @@ mod tests {
         }
         // What was written meanwhile, and noted again, waits anew, for twice as long at most.
         nodes.note_unlogged(id);
-        assert!(!nodes.age(3) && !nodes.age(3));
+        assert!(!age(&mut nodes) && !age(&mut nodes));
         nodes.take_pending(id);
         nodes.note_unlogged(id);
         let (tick, due) = asked(&mut nodes).expect("it is asked for");

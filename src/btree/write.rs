@@ -26,7 +26,7 @@ use crate::format::bset::{self, set_blocks};
 use crate::format::key::{Key, MAX_BYTES, Ptr, encoded_bytes};
 use crate::journal::Shape;
 use crate::limits::fresh_node_sectors;
-use crate::task::{either, yield_now};
+use crate::task::{breathe, either, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
 
 /// Leaves that are written with one flush.
@@ -125,13 +125,22 @@ impl Tree {
 
     /// Writes everything that is pending now.
     pub async fn flush(&self) -> Result<(), Stopped> {
-        self.nodes.borrow_mut().demand_leaves();
+        // By position: what takes the place of a leaf is behind the same one.
+        let mut at = Some((Inode(0), Sector(0)));
+        while let Some(from) = at {
+            at = self.nodes.borrow_mut().demand_leaves(from);
+            breathe().await;
+        }
         self.drain_demand().await
     }
 
     /// Writes anew all inner nodes that carry keys of freed children now.
     pub(crate) async fn flush_inner(&self) -> Result<(), Stopped> {
-        self.nodes.borrow_mut().demand_freed();
+        let mut at = Some(0);
+        while let Some(from) = at {
+            at = self.nodes.borrow_mut().demand_freed(from);
+            breathe().await;
+        }
         self.drain_demand().await
     }
 

@@ -26,10 +26,36 @@ pub fn crc64(data: &[u8]) -> u64 {
     digest.sum64().reverse_bits()
 }
 
-/// The CRC-64/WE of `data` with so many zeros behind it, which take no time of their own.
-pub fn crc64_padded(data: &[u8], zeros: usize) -> u64 {
+/// The CRC-64/WE of data that come in parts, as [`crc64`] computes it of the whole.
+pub struct Running(Digest);
+
+impl Default for Running {
+    fn default() -> Self {
+        Running(Digest::new())
+    }
+}
+
+impl Running {
+    /// Adds the next part.
+    pub fn add(&mut self, data: &[u8]) {
+        feed(&mut self.0, data);
+    }
+
+    /// The checksum of what was added.
+    pub fn sum(&self) -> u64 {
+        self.0.sum64().reverse_bits()
+    }
+
+    /// The checksum of what was added with so many zeros behind it, which take no time of their own.
+    pub fn sum_padded(&self, zeros: usize) -> u64 {
+        padded(self.sum(), zeros)
+    }
+}
+
+/// The checksum of data with so many zeros behind them, from the checksum of the data.
+fn padded(sum: u64, zeros: usize) -> u64 {
     // A zero byte multiplies the register, as a polynomial, by x^8.
-    let (mut register, mut factor, mut left) = (!crc64(data), 1 << 8, zeros);
+    let (mut register, mut factor, mut left) = (!sum, 1 << 8, zeros);
     while left > 0 {
         if left & 1 == 1 {
             register = multiply(register, factor);
@@ -142,7 +168,10 @@ mod tests {
             mut data in proptest::collection::vec(any::<u8>(), 0..600),
             zeros in 0usize..70_000,
         ) {
-            let padded = crc64_padded(&data, zeros);
+            let mut parts = Running::default();
+            data.chunks(101).for_each(|part| parts.add(part));
+            prop_assert_eq!(parts.sum(), crc64(&data));
+            let padded = parts.sum_padded(zeros);
             data.resize(data.len() + zeros, 0);
             prop_assert_eq!(padded, crc64(&data));
         }

@@ -5,10 +5,12 @@
 //! again, or a pointer from before could be taken for one of now. Priorities are hints.
 //! The set is written anew into other buckets and the journal switched over, so a torn one is
 //! one that nothing refers to.
+//!
+//! A set may be as long as 4 MiB, so it can be encoded and checked in parts ([`Encoder`], [`Decoder`]).
 
 use std::fmt;
 
-use crate::format::crc::{crc64, crc64_padded};
+use crate::format::crc::{Running, crc64};
 use crate::format::{put, u16_at, u32_at, u64_at};
 use crate::units::Gen;
 
@@ -87,25 +89,124 @@ pub const fn buckets_needed(nbuckets: u64, per_bucket: usize) -> u64 {
 /// # Errors
 /// See [`PrioError`].
 pub fn parse(bytes: &[u8], set_magic: u64) -> Result<PrioSet, PrioError> {
-    if bytes.len() < HEADER_BYTES {
-        return Err(PrioError::Truncated);
-    }
-    if u64_at(bytes, AT_MAGIC) != set_magic ^ MAGIC {
-        return Err(PrioError::BadMagic);
-    }
-    let (stored, computed) = (u64_at(bytes, 0), crc64(&bytes[8..]));
-    if stored != computed {
-        return Err(PrioError::BadChecksum { stored, computed });
-    }
+    let mut decoder = Decoder::new(bytes, set_magic)?;
+    while decoder.check(bytes.len()) {}
+    decoder.is_sound()?;
     Ok(PrioSet {
-        seq: u64_at(bytes, AT_SEQ),
+        seq: decoder.seq(),
         version: u32_at(bytes, AT_VERSION),
-        next_bucket: u64_at(bytes, AT_NEXT),
-        entries: bytes[HEADER_BYTES..]
-            .chunks_exact(ENTRY_BYTES)
-            .map(|entry| (u16_at(entry, 0), Gen(entry[2])))
-            .collect(),
+        next_bucket: decoder.next_bucket(),
+        entries: decoder.entries().collect(),
     })
+}
+
+/// Reads a prio set in parts: first all of it goes through [`check`](Self::check), then what it says
+/// counts.
+pub struct Decoder<'a> {
+    bytes: &'a [u8],
+    checked: usize,
+    sum: Running,
+}
+
+impl<'a> Decoder<'a> {
+    /// Looks at the header of a prio set that fills `bytes`.
+    ///
+    /// # Errors
+    /// It is cut short, or another set's.
+    pub fn new(bytes: &'a [u8], set_magic: u64) -> Result<Decoder<'a>, PrioError> {
+        if bytes.len() < HEADER_BYTES {
+            return Err(PrioError::Truncated);
+        }
+        if u64_at(bytes, AT_MAGIC) != set_magic ^ MAGIC {
+            return Err(PrioError::BadMagic);
+        }
+        Ok(Decoder {
+            bytes,
+            checked: AT_MAGIC,
+            sum: Running::default(),
+        })
+    }
+
+    /// Sums up to `most` more bytes; false when none are left.
+    pub fn check(&mut self, most: usize) -> bool {
+        let end = self.bytes.len().min(self.checked + most);
+        self.sum.add(&self.bytes[self.checked..end]);
+        self.checked = end;
+        end < self.bytes.len()
+    }
+
+    /// Compares the checksum, once all has been summed.
+    ///
+    /// # Errors
+    /// It is another than the one stored.
+    pub fn is_sound(&self) -> Result<(), PrioError> {
+        let (stored, computed) = (u64_at(self.bytes, 0), self.sum.sum());
+        match stored == computed {
+            true => Ok(()),
+            false => Err(PrioError::BadChecksum { stored, computed }),
+        }
+    }
+
+    /// The number of the writing.
+    pub fn seq(&self) -> u64 {
+        u64_at(self.bytes, AT_SEQ)
+    }
+
+    /// See [`PrioSet::next_bucket`].
+    pub fn next_bucket(&self) -> u64 {
+        u64_at(self.bytes, AT_NEXT)
+    }
+
+    /// See [`PrioSet::entries`].
+    pub fn entries(&self) -> impl Iterator<Item = (u16, Gen)> + use<'a> {
+        let entries = self.bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES);
+        entries.map(|entry| (u16_at(entry, 0), Gen(entry[2])))
+    }
+}
+
+/// Writes a prio set in parts.
+pub struct Encoder {
+    out: Vec<u8>,
+    bytes: usize,
+    sum: Running,
+    summed: usize,
+}
+
+impl Encoder {
+    /// A set that fills `bytes`, without entries yet.
+    pub fn new(bytes: usize, set_magic: u64, seq: u64, next_bucket: u64) -> Encoder {
+        let mut out = Vec::with_capacity(bytes);
+        out.resize(HEADER_BYTES, 0);
+        put(&mut out, AT_MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
+        put(&mut out, AT_SEQ, &seq.to_le_bytes());
+        put(&mut out, AT_NEXT, &next_bucket.to_le_bytes());
+        Encoder {
+            out,
+            bytes,
+            sum: Running::default(),
+            summed: AT_MAGIC,
+        }
+    }
+
+    /// Adds entries, no more than [`per_bucket`] in all.
+    pub fn add(&mut self, entries: impl Iterator<Item = (u16, Gen)>) {
+        for (prio, generation) in entries {
+            self.out.extend_from_slice(&prio.to_le_bytes());
+            self.out.push(generation.0);
+        }
+        assert!(self.out.len() <= self.bytes, "prio set too long");
+        self.sum.add(&self.out[self.summed..]);
+        self.summed = self.out.len();
+    }
+
+    /// The set: what is missing behind it are zeros.
+    pub fn finish(mut self) -> Vec<u8> {
+        let zeros = self.bytes - self.out.len();
+        self.sum.add(&self.out[self.summed..]);
+        let sum = self.sum.sum_padded(zeros);
+        put(&mut self.out, 0, &sum.to_le_bytes());
+        self.out
+    }
 }
 
 /// Writes the right checksum over a prio set that fills `bytes`: for who changes one by hand.
@@ -120,23 +221,13 @@ impl PrioSet {
     /// Writes the set over the whole of `out`, which has room for the entries; entries that are
     /// missing are zero.
     pub fn encode(&self, set_magic: u64, out: &mut [u8]) {
-        assert!(
-            self.entries.len() <= per_bucket(out.len()),
-            "prio set too long"
-        );
-        out.fill(0);
-        put(out, AT_MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
-        put(out, AT_SEQ, &self.seq.to_le_bytes());
-        put(out, AT_VERSION, &self.version.to_le_bytes());
-        put(out, AT_NEXT, &self.next_bucket.to_le_bytes());
-        let places = out[HEADER_BYTES..].chunks_exact_mut(ENTRY_BYTES);
-        for (place, (prio, generation)) in places.zip(&self.entries) {
-            place[..2].copy_from_slice(&prio.to_le_bytes());
-            place[2] = generation.0;
-        }
-        let used = HEADER_BYTES + self.entries.len() * ENTRY_BYTES;
-        let sum = crc64_padded(&out[8..used], out.len() - used);
-        put(out, 0, &sum.to_le_bytes());
+        let mut encoder = Encoder::new(out.len(), set_magic, self.seq, self.next_bucket);
+        put(&mut encoder.out, AT_VERSION, &self.version.to_le_bytes());
+        encoder.add(self.entries.iter().copied());
+        let set = encoder.finish();
+        let (used, rest) = out.split_at_mut(set.len());
+        used.copy_from_slice(&set);
+        rest.fill(0);
     }
 }
 
@@ -169,6 +260,23 @@ mod tests {
             (per_bucket(0), buckets_needed(12288, per_bucket(8192))),
             (0, 5)
         );
+    }
+
+    #[test]
+    fn a_set_encoded_and_checked_in_parts_is_the_same() {
+        let (whole, mut bytes) = (set(), vec![0xff; 4096]);
+        whole.encode(MAGIC_OF_SET, &mut bytes);
+        let mut encoder = Encoder::new(4096, MAGIC_OF_SET, whole.seq, whole.next_bucket);
+        for part in whole.entries.chunks(100) {
+            encoder.add(part.iter().copied());
+        }
+        let mut parts = encoder.finish();
+        parts.resize(4096, 0);
+        assert_eq!(parts, bytes);
+        let mut decoder = Decoder::new(&bytes, MAGIC_OF_SET).unwrap();
+        while decoder.check(100) {}
+        assert_eq!(decoder.is_sound(), Ok(()));
+        assert_eq!(decoder.entries().collect::<Vec<_>>(), whole.entries);
     }
 
     #[test]

@@ -143,6 +143,15 @@ pub fn encode(entries: &[UuidEntry], out: &mut [u8]) {
     }
 }
 
+/// The table up to its last entry that is in use or was: behind it are zeros.
+pub fn encode_used(entries: &[UuidEntry]) -> Vec<u8> {
+    let used = entries.iter().rposition(|entry| !entry.is_free());
+    let used = &entries[..used.map_or(0, |last| last + 1)];
+    let mut out = vec![0; used.len() * ENTRY_BYTES];
+    encode(used, &mut out);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

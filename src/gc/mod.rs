@@ -18,11 +18,11 @@ use std::rc::Rc;
 
 use crate::btree::Tree;
 use crate::disk::{Latch, Stopped};
-use crate::task::{Executor, Notify, either, yield_now};
+use crate::task::{Executor, Notify, Work, either, yield_now};
 use crate::units::{Inode, Sector};
 
 /// Extents looked at in one step.
-const SLICE_EXTENTS: usize = 2048;
+const SLICE_EXTENTS: usize = Work::Keys.slice();
 
 /// A pass over all keys that nobody waits for begins after so many times what the last one took, at
 /// most `REST_US_MAX` later: a cache under pressure asks for one all the time.
@@ -75,7 +75,7 @@ pub async fn sweep(tree: &Tree) -> Result<(), Stopped> {
     // The journal's oldest needed entry moves on with this one.
     tree.journal.set_roots(|_| ());
     tree.journal.commit_roots().await?;
-    tree.alloc.sweep_end(&oldest).await;
+    tree.alloc.sweep_end(oldest).await;
     Ok(())
 }
 
@@ -87,6 +87,6 @@ async fn tidy(tree: &Tree) -> Result<(), Stopped> {
         tree.jobs_done().await?;
         yield_now().await;
     }
-    tree.survey_inner();
+    tree.survey_inner().await;
     tree.jobs_done().await
 }

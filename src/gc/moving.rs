@@ -27,11 +27,11 @@ use crate::btree::Tree;
 use crate::disk::{Buf, Latch, Stopped, answers};
 use crate::index::Extent;
 use crate::stats::Counter;
-use crate::task::{Executor, Notify, yield_now};
+use crate::task::{Executor, Notify, Work, work, yield_now};
 use crate::units::{BucketNr, Gen, Inode, SECTOR_BYTES, Sector};
 
 /// Extents looked at in one step.
-const SLICE_EXTENTS: usize = 2048;
+const SLICE_EXTENTS: usize = Work::Keys.slice();
 /// Extents moved at once.
 const BATCH_EXTENTS: usize = 64;
 /// Sectors moved at once: 1 MiB, or one extent.
@@ -189,6 +189,7 @@ impl Mover {
             }
             true
         });
+        work(Work::Keys, looked);
         (batch, next)
     }
 

@@ -16,6 +16,7 @@ use crate::disk::{Disk, IoError, answers};
 use crate::format::jset::{HEADER_BYTES, Jset, JsetError, parse};
 use crate::format::key::Key;
 use crate::limits::MAX_JSET_BYTES;
+use crate::task::{Work, breathe, work};
 use crate::units::{BucketNr, JournalSeq, SECTOR_BYTES};
 
 /// Bytes of a journal bucket that are read at once, so that large buckets take no more memory.
@@ -168,8 +169,7 @@ async fn read_once(
     }
     let slots = slots(buckets, &heads, &found);
     found.reverse();
-    let entries: Vec<Placed> = found.into_iter().flat_map(|f| f.entries).collect();
-    let entries = needed(entries, first_needed)?;
+    let entries = needed(found, first_needed).await?;
     let geometry = &shape.geometry;
     let ring = Ring::new(
         slots,
@@ -218,11 +218,15 @@ fn slots(buckets: &[BucketNr], heads: &[Option<JournalSeq>], found: &[Found]) ->
     buckets.iter().enumerate().map(slot).collect()
 }
 
-fn needed(entries: Vec<Placed>, first: JournalSeq) -> Result<Vec<Placed>, ReplayError> {
-    let newest = entries.last().map(|e| e.entry.seq).unwrap_or_default();
-    let mut kept: Vec<Placed> = Vec::new();
+/// The entries from `first` on, of buckets in the order of the ring. Buckets are let go as their
+/// entries are taken over.
+async fn needed(found: Vec<Found>, first: JournalSeq) -> Result<Vec<Placed>, ReplayError> {
+    let newest = found.last().and_then(Found::newest).unwrap_or_default();
+    let mut kept: Vec<Placed> = Vec::with_capacity(found.iter().map(|f| f.entries.len()).sum());
     let mut want = first;
-    for placed in entries {
+    for placed in found.into_iter().flat_map(|f| f.entries) {
+        work(Work::Keys, 1);
+        breathe().await;
         if placed.entry.seq < want {
             continue;
         }
@@ -254,6 +258,8 @@ async fn read_heads(
         for ((buf, done), &bucket) in answers(reads).await.into_iter().zip(some) {
             done.map_err(|e| ReplayError::Io(bucket, e))?;
             let entry = parse(&buf, shape.set_magic, shape.geometry.block_sectors);
+            work(Work::Bytes, buf.len());
+            breathe().await;
             heads.push(entry.ok().map(|(entry, _)| entry.seq));
         }
     }
@@ -285,6 +291,7 @@ async fn read_bucket(
         }
         let (from, buf) = &window;
         let bytes = &buf[at - from..];
+        work(Work::Bytes, block_bytes);
         match parse(bytes, shape.set_magic, shape.geometry.block_sectors) {
             // What is older than its predecessor is of an earlier round of the ring.
             Ok((entry, blocks)) if found.newest().is_none_or(|seq| entry.seq > seq) => {
@@ -295,6 +302,8 @@ async fn read_bucket(
                 });
                 at += blocks as usize * block_bytes;
                 found.used_blocks = (at / block_bytes) as u32;
+                work(Work::Bytes, blocks as usize * block_bytes);
+                breathe().await;
                 continue;
             }
             Ok(_) | Err(JsetError::NotAnEntry | JsetError::BadChecksum { .. }) => {}
@@ -303,6 +312,7 @@ async fn read_bucket(
         // A whole entry further on that is newer still would show that this one was not merely
         // torn: the gap is noticed by its number.
         at += block_bytes;
+        breathe().await;
     }
     Ok(found)
 }

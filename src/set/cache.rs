@@ -15,9 +15,9 @@ use super::error::SetError;
 use super::host::Host;
 use super::options::OnError;
 use crate::alloc::gens::Gens;
-use crate::alloc::{Alloc, Purpose, prios};
+use crate::alloc::{Alloc, Purpose, Use, prios};
 use crate::btree::Tree;
-use crate::disk::{Disk, IoError, Latch};
+use crate::disk::{Disk, IoError, Latch, LongWrite, read_long};
 use crate::format::jset::Jset;
 use crate::format::key::{Key, Ptr};
 use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
@@ -34,12 +34,14 @@ use crate::limits::{
 use crate::request::owner::Owner;
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
-use crate::task::{Executor, either, yield_now};
+use crate::task::{Executor, Work, breathe, either, work};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
 use crate::writeback::Writeback;
 
-/// Threads that can have fronts of one set at the same time.
-const READERS_MAX: usize = 1024;
+/// Fronts that a set can have at the same time: one for each volume on each thread that serves it.
+/// 256 volumes on 256 threads; 128 bytes each, taken in chunks.
+const READERS_A_CHUNK: usize = 1024;
+const READER_CHUNKS: usize = 64;
 /// How long a change of the uuid table waits for a bucket: 10 s.
 const BUCKET_WAIT_US: u64 = 10_000_000;
 
@@ -105,8 +107,8 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(host: &dyn Host, exec: Executor, disk: Rc<dyn Disk>, sb: &CacheSuper) -> Engine {
-        let gens = Gens::new(sb.nbuckets as usize, sb.bucket_sectors);
+    async fn new(host: &dyn Host, exec: Executor, disk: Rc<dyn Disk>, sb: &CacheSuper) -> Engine {
+        let gens = Gens::make(sb.nbuckets as usize, sb.bucket_sectors).await;
         Engine {
             gens: Arc::new(gens),
             latch: Rc::default(),
@@ -120,7 +122,13 @@ impl Engine {
         }
     }
 
-    fn build(&self, start: Start, data_start: BucketNr) -> (Rc<Journal>, Rc<Alloc>, Rc<Tree>) {
+    /// The machinery of a set whose buckets from `data_start` on are `rest`.
+    async fn build(
+        &self,
+        start: Start,
+        data_start: BucketNr,
+        rest: Use,
+    ) -> (Rc<Journal>, Rc<Alloc>, Rc<Tree>) {
         let (disk, shape, latch) = (&self.disk, &self.shape, &self.latch);
         let journal = Journal::new(
             disk.clone(),
@@ -129,21 +137,23 @@ impl Engine {
             latch.clone(),
             start,
         );
-        let alloc = Alloc::new(
+        let alloc = Alloc::make(
             self.gens.clone(),
             disk.clone(),
             shape.clone(),
             latch.clone(),
             journal.clone(),
             data_start,
-        );
+            rest,
+        )
+        .await;
         let tree = Tree::new(
             disk.clone(),
             shape.clone(),
             latch.clone(),
             journal.clone(),
             alloc.clone(),
-            Domain::new(READERS_MAX),
+            Domain::growing(READERS_A_CHUNK, READER_CHUNKS),
             self.rng.clone(),
         );
         (journal, alloc, tree)
@@ -198,7 +208,7 @@ impl CacheSet {
         sb.prepare_first_run();
         sb.set_sync(false);
         let io = |e| SetError::Io(disk.name(), e);
-        let engine = Engine::new(host, exec, disk.clone(), &sb);
+        let engine = Engine::new(host, exec, disk.clone(), &sb).await;
         let first = engine.shape.sector_of(sb.journal_buckets[0]);
         let length = sb.journal_buckets.len() as u64 * u64::from(sb.bucket_sectors);
         // Entries of an earlier life of this set would be taken for newer ones.
@@ -221,10 +231,7 @@ impl CacheSet {
             ring,
         };
         let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
-        let (journal, alloc, tree) = engine.build(start, data_start);
-        for bucket in data_start.0..sb.nbuckets as u32 {
-            alloc.free_unreferenced(BucketNr(bucket));
-        }
+        let (journal, alloc, tree) = engine.build(start, data_start, Use::Free).await;
         let latch = engine.latch.clone();
         let stopped = |_| SetError::Stopped(latch.why().unwrap_or_default());
         tree.create().await.map_err(stopped)?;
@@ -265,7 +272,7 @@ impl CacheSet {
         disk: Rc<dyn Disk>,
         sb: CacheSuper,
     ) -> Result<Rc<CacheSet>, SetError> {
-        let engine = Engine::new(host, exec, disk.clone(), &sb);
+        let engine = Engine::new(host, exec, disk.clone(), &sb).await;
         let Replay { entries, ring } = replay::read(&disk, &engine.shape, &sb.journal_buckets)
             .await
             .map_err(|e| SetError::Journal(disk.name(), e))?;
@@ -274,16 +281,15 @@ impl CacheSet {
             .uuid_bucket
             .ok_or_else(|| SetError::NoUuids(disk.name()))?;
         let data_start = BucketNr(sb.journal_buckets[0].0 + sb.journal_buckets.len() as u32);
-        let prios = prios::read(&disk, &engine.shape, newest.prio_bucket[0], data_start)
+        let first = newest.prio_bucket[0];
+        let gens = engine.gens.clone();
+        let show = |bucket, prio, generation| {
+            gens.set_generation(bucket, generation);
+            gens.set_age(bucket, INITIAL_PRIO.saturating_sub(prio));
+        };
+        let prios = prios::read(&disk, &engine.shape, first, data_start, show)
             .await
             .map_err(|e| SetError::Prios(disk.name(), e))?;
-        for (bucket, &(prio, generation)) in prios.entries.iter().enumerate() {
-            let bucket = BucketNr(bucket as u32);
-            engine.gens.set_generation(bucket, generation);
-            engine
-                .gens
-                .set_age(bucket, INITIAL_PRIO.saturating_sub(prio));
-        }
         let start = Start {
             roots: Roots {
                 root: newest.root,
@@ -295,16 +301,16 @@ impl CacheSet {
             pins_first: newest.last_seq,
             ring,
         };
-        let (journal, alloc, tree) = engine.build(start, data_start);
+        let (journal, alloc, tree) = engine.build(start, data_start, Use::Data).await;
         alloc.adopt_prios(prios.places, prios.seq);
         let table = Self::read_uuids(&engine, &alloc, &uuid_bucket).await?;
-        Self::load(&disk, &tree, &newest, &entries, table.len() as u32).await?;
+        Self::load(&disk, &tree, &newest, entries, table.len() as u32).await?;
         // After a crash that spared the device's own cache, what was read may not be durable. From
         // here on things are written that rely on it.
         disk.flush()
             .await
             .map_err(|e| SetError::Io(disk.name(), e))?;
-        if !alloc.start_from_empty() {
+        if !alloc.start_from_empty().await {
             return Err(SetError::NoSpace(disk.name()));
         }
         let set = Self::assemble(engine, sb, journal, alloc, tree, table.len());
@@ -325,7 +331,7 @@ impl CacheSet {
         disk: &Rc<dyn Disk>,
         tree: &Tree,
         newest: &Jset,
-        entries: &[Placed],
+        entries: Vec<Placed>,
         volumes: u32,
     ) -> Result<(), SetError> {
         let tree_error = |e| SetError::Tree(disk.name(), e);
@@ -334,6 +340,7 @@ impl CacheSet {
             .map_err(tree_error)?;
         for placed in entries {
             let seq = placed.entry.seq;
+            work(Work::Keys, 1);
             for (byte, key) in placed.keys() {
                 tree.meet_key(key, volumes)
                     .map_err(|error| SetError::JournalKey {
@@ -344,8 +351,9 @@ impl CacheSet {
                         error,
                     })?;
                 tree.replay(key.inode, key, seq);
+                work(Work::Keys, 1);
+                breathe().await;
             }
-            yield_now().await;
         }
         tree.count_all().await.map_err(tree_error)
     }
@@ -425,7 +433,7 @@ impl CacheSet {
             loop {
                 clock.sleep_us(1_000_000).await;
                 match tree.upgrade() {
-                    Some(tree) if !tree.is_stopping() => tree.age(),
+                    Some(tree) if !tree.is_stopping() => tree.age().await,
                     _ => return,
                 }
             }
@@ -469,10 +477,15 @@ impl CacheSet {
         }
         alloc.claim_meta(bucket);
         let bytes = meta_bucket_bytes(engine.shape.geometry.bucket_sectors);
-        let buf = engine.disk.alloc(bytes);
-        let (buf, done) = engine.disk.read(ptr.sector(), buf).await;
-        done.map_err(|e| SetError::Io(name, e))?;
-        Ok(uuids::parse(&buf))
+        let read = read_long(&engine.disk, ptr.sector(), bytes).await;
+        let bytes = read.map_err(|e| SetError::Io(name, e))?;
+        let mut table = Vec::with_capacity(uuids::per_table(bytes.len()));
+        for part in bytes.chunks(Work::Bytes.slice()) {
+            work(Work::Bytes, part.len());
+            breathe().await;
+            table.extend(uuids::parse(part));
+        }
+        Ok(table)
     }
 
     /// The uuid table.
@@ -493,11 +506,15 @@ impl CacheSet {
         let taken = self.alloc.take(Purpose::Node);
         let (bucket, generation) = taken.ok_or(SetError::NoSpace(self.disk.name()))?;
         let geometry = self.shape.geometry;
-        let mut buf = self.disk.alloc(meta_bucket_bytes(geometry.bucket_sectors));
-        uuids::encode(&self.uuids.borrow(), &mut buf);
+        let table = uuids::encode_used(&self.uuids.borrow());
         let at = self.shape.sector_of(bucket);
-        let (_, done) = self.disk.write(at, buf).await;
-        done.map_err(|e| {
+        let mut write = LongWrite::new(self.disk.clone());
+        let bytes = meta_bucket_bytes(geometry.bucket_sectors);
+        let mut done = write.add((), at, &table, bytes).await;
+        if done.is_ok() {
+            done = write.end().await;
+        }
+        done.map_err(|((), e)| {
             self.latch
                 .trip(format!("the uuid table was not written: {e}"));
             SetError::Io(self.disk.name(), e)

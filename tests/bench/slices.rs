@@ -1,4 +1,7 @@
-//! How long the owner's poller is held at once: `cargo bench --bench slices -- [keys]`.
+//! How long the owner's poller is held at once: `cargo bench --bench slices -- [keys] [buckets]`.
+//!
+//! First a set of many buckets, 16 million unless told otherwise: made, swept, stopped, started,
+//! dropped, and what it takes of memory a bucket. Then a smaller one with many keys.
 //!
 //! One set on a device in memory that answers after everybody else had a turn. Every step of every
 //! task is timed, in phases: nothing to do; random inserts of dirty extents into an empty map
@@ -21,18 +24,11 @@ use spdk_bcache::task::{Executor, yield_now};
 use spdk_bcache::units::{Gen, Inode, Sector};
 
 mod memory;
-use memory::{BUCKET, SECTORS, start};
+use memory::{BUCKET, SECTORS, device, resident_bytes, start, start_on, switches};
 
 const INODE: Inode = Inode(1);
 /// Keys that the load puts in before it lets others run, as a batch of host I/O does.
 const BATCH: usize = 64;
-
-/// How often the kernel has taken the processor away from this thread.
-fn switches() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let count = text.split("nonvoluntary_ctxt_switches:").nth(1);
-    count.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
-}
 
 struct Rig {
     exec: Executor,
@@ -176,9 +172,52 @@ async fn thin_out(set: Rc<CacheSet>, keys: u64) {
     }
 }
 
+/// A set of so many buckets, from its making to its end.
+fn many_buckets(rig: &mut Rig, buckets: u64) {
+    let (disk, slot) = (device(buckets), Rc::new(RefCell::new(None)));
+    let before = resident_bytes();
+    for name in ["make", "start"] {
+        let (exec, rng, on) = (rig.exec.clone(), rig.rng.clone(), disk.clone());
+        let out = slot.clone();
+        rig.phase(&format!("{name}, {buckets} buckets"), async move {
+            *out.borrow_mut() = Some(start_on(exec, rng, on).await);
+        });
+        let grown = resident_bytes().saturating_sub(before) as f64;
+        let set: Rc<CacheSet> = slot.take().expect("it runs");
+        // What the device holds is not the set's: priorities, 3 bytes a bucket for each writing.
+        println!(
+            "{:>22} {:.1} bytes a bucket, the device's included",
+            "",
+            grown / buckets as f64
+        );
+        let swept = set.clone();
+        rig.phase("sweep", async move {
+            gc::sweep(&swept.tree).await.expect("the set runs");
+        });
+        let reported = set.clone();
+        rig.phase("report", async move {
+            std::hint::black_box(reported.alloc.census());
+        });
+        let stopping = set.clone();
+        rig.phase("stop", async move {
+            stopping.stop().await.expect("the set runs");
+        });
+        let exec = rig.exec.clone();
+        rig.phase("drop", async move {
+            // What its timers hold goes with the last of them.
+            exec.sleep_us(2_000_000).await;
+            drop(set);
+            for _ in 0..100_000 {
+                yield_now().await;
+            }
+        });
+    }
+}
+
 fn main() {
-    let keys = std::env::args().find_map(|arg| arg.parse().ok());
-    let keys: u64 = keys.unwrap_or(400_000);
+    let mut numbers = std::env::args().filter_map(|arg| arg.parse().ok());
+    let keys: u64 = numbers.next().unwrap_or(400_000);
+    let many: u64 = numbers.next().unwrap_or(16_000_000);
     let exec = Executor::new();
     let mut rig = Rig {
         exec: exec.clone(),
@@ -190,6 +229,7 @@ fn main() {
         "{:>22} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}",
         "steps in µs", "steps", "left out", "median", "99 %", "99.9 %", "99.99 %", "worst"
     );
+    many_buckets(&mut rig, many);
     // Room for the keys one and a half times, so that overwriting leaves thin buckets.
     let buckets = keys * u64::from(SECTORS) / u64::from(BUCKET) * 3 / 2 + 1024;
     let slot: Rc<RefCell<Option<Rc<CacheSet>>>> = Rc::default();
