@@ -24,7 +24,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::primitive::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::stats::Apart;
@@ -40,31 +40,63 @@ pub struct Domain {
     /// Slots at and above this were never used.
     used: AtomicUsize,
     /// How far each reader has come.
-    slots: Box<[Apart<AtomicU64>]>,
+    first: Slots,
+    /// More slots, in chunks as long as the first, each made when all before it are taken.
+    more: Box<[OnceLock<Slots>]>,
+}
+
+type Slots = Box<[Apart<AtomicU64>]>;
+
+fn free_slots(n: usize) -> Slots {
+    (0..n).map(|_| Apart(AtomicU64::new(FREE))).collect()
 }
 
 impl Domain {
     /// A domain for at most `max_readers` threads at a time (128 bytes each).
     pub fn new(max_readers: usize) -> Arc<Domain> {
+        Domain::growing(max_readers, 1)
+    }
+
+    /// A domain for at most `chunks` times `a_chunk` threads at a time (at least 1 each). It takes
+    /// memory for as many chunks as were ever needed.
+    pub fn growing(a_chunk: usize, chunks: usize) -> Arc<Domain> {
         Arc::new(Domain {
             epoch: Apart(AtomicU64::new(1)),
             used: AtomicUsize::new(0),
-            slots: (0..max_readers)
-                .map(|_| Apart(AtomicU64::new(FREE)))
-                .collect(),
+            first: free_slots(a_chunk),
+            more: (1..chunks).map(|_| OnceLock::new()).collect(),
         })
+    }
+
+    /// A slot, which must have been made: those that are in use have.
+    fn slot(&self, slot: usize) -> &AtomicU64 {
+        let a_chunk = self.first.len();
+        match slot.checked_sub(a_chunk) {
+            None => &self.first[slot].0,
+            Some(behind) => {
+                let chunk = self.more[behind / a_chunk].get().expect("slots in use");
+                &chunk[behind % a_chunk].0
+            }
+        }
+    }
+
+    /// All slots, made as they are asked for.
+    fn each_slot(&self) -> impl Iterator<Item = &AtomicU64> {
+        let more = self.more.iter();
+        let more = more.flat_map(|chunk| chunk.get_or_init(|| free_slots(self.first.len())));
+        self.first.iter().chain(more).map(|slot| &slot.0)
     }
 
     /// Registers a reader for the calling thread. `None` when all slots are taken.
     pub fn reader(self: &Arc<Self>) -> Option<Reader> {
-        for (slot, state) in self.slots.iter().enumerate() {
-            if state.0.load(Ordering::Relaxed) != FREE {
+        for (slot, state) in self.each_slot().enumerate() {
+            if state.load(Ordering::Relaxed) != FREE {
                 continue;
             }
+            // After the slot was made: who sees the number sees the slot.
             self.used.fetch_max(slot + 1, Ordering::AcqRel);
             let epoch = self.epoch.0.load(Ordering::Acquire);
             if state
-                .0
                 .compare_exchange(FREE, epoch, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
             {
@@ -93,7 +125,7 @@ impl Domain {
         let used = self.used.load(Ordering::Acquire);
         let stop = used.min(cursor.saturating_add(budget));
         while *cursor < stop {
-            if self.slots[*cursor].0.load(Ordering::Acquire) < target {
+            if self.slot(*cursor).load(Ordering::Acquire) < target {
                 return false;
             }
             *cursor += 1;
@@ -101,16 +133,16 @@ impl Domain {
         *cursor >= used
     }
 
-    /// How many slots a whole pass can have to look at.
+    /// How many slots one call of [`passed`](Self::passed) should look at, where nothing is urgent.
     pub(super) fn slots(&self) -> usize {
-        self.slots.len()
+        self.first.len()
     }
 }
 
 impl fmt::Debug for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Domain")
-            .field("max_readers", &self.slots.len())
+            .field("max_readers", &(self.first.len() * (1 + self.more.len())))
             .finish_non_exhaustive()
     }
 }
@@ -173,7 +205,7 @@ impl Reader {
     }
 
     fn state(&self) -> &AtomicU64 {
-        &self.domain.slots[self.slot].0
+        self.domain.slot(self.slot)
     }
 }
 
@@ -224,6 +256,21 @@ mod tests {
             "it came back after the epoch had ended"
         );
         assert!(!domain.passed(domain.advance(), &mut 0, 9));
+    }
+
+    #[test]
+    fn a_domain_grows_by_chunks_and_waits_for_readers_in_all_of_them() {
+        let domain = Domain::growing(2, 3);
+        let mut readers: Vec<_> = (0..6).map(|_| domain.reader().unwrap()).collect();
+        assert!(domain.reader().is_none());
+        let (target, mut cursor) = (domain.advance(), 0);
+        readers[..5].iter().for_each(Reader::quiesce);
+        assert!(!domain.passed(target, &mut cursor, 9) && cursor == 5);
+        readers[5].quiesce();
+        assert!(domain.passed(target, &mut cursor, 9));
+        readers.remove(3);
+        readers.push(domain.reader().expect("a slot was given back"));
+        assert!(domain.reader().is_none());
     }
 
     #[test]

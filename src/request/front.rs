@@ -179,6 +179,7 @@ impl<L: Lane> Front<L> {
                 }
             }
             Reply::Dry => link.clean.dry(),
+            Reply::GiveBack => link.give_back_space(),
             Reply::Full => {
                 link.dirty.dry();
                 self.fail_line(true);
@@ -367,10 +368,10 @@ impl<L: Lane> Front<L> {
             let Some(piece) = link.dirty.take(io.rest()) else {
                 io.queued.set(true);
                 self.line.borrow_mut().push_back(self.lane.token(io));
-                link.ask_for_space();
+                link.ask_for_space(true);
                 return;
             };
-            link.ask_for_space();
+            link.ask_for_space(true);
             let part = Part {
                 step: Step::CacheWrite,
                 dirty: true,
@@ -522,7 +523,7 @@ impl<L: Lane> Front<L> {
             io.cursor.set(io.cursor.get() + piece.sectors);
             self.begin_part(io, Step::CacheCopy, Side::Cache, Direction::Write, part);
         }
-        link.ask_for_space();
+        link.ask_for_space(false);
     }
 
     /// All transfers of a through write have ended.

@@ -83,7 +83,8 @@ impl Link {
             volume: link.attached.number,
             rings: owner_rings,
         });
-        link.ask_for_space();
+        // So that the first miss is kept already; for dirty data only once some are written.
+        link.ask_for_space(false);
         Some(link)
     }
 
@@ -96,11 +97,19 @@ impl Link {
         self.rings.messages.send(message);
     }
 
-    pub(super) fn ask_for_space(&self) {
-        for (stream, dirty) in [(&self.dirty, true), (&self.clean, false)] {
-            if stream.wants_more() {
-                let front = self.id;
-                self.send(Message::WantBucket { front, dirty });
+    /// Asks the owner for a bucket for dirty or clean data, if one will be needed soon.
+    pub(super) fn ask_for_space(&self, dirty: bool) {
+        if self.stream(dirty).wants_more() {
+            let front = self.id;
+            self.send(Message::WantBucket { front, dirty });
+        }
+    }
+
+    /// Gives the open buckets back to which no write is under way: others wait for space.
+    pub(super) fn give_back_space(&self) {
+        for stream in [&self.dirty, &self.clean] {
+            for bucket in stream.give_back() {
+                self.send(Message::DoneBucket(bucket));
             }
         }
     }

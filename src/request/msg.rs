@@ -212,6 +212,8 @@ pub enum Reply {
     },
     /// No bucket for clean data now.
     Dry,
+    /// Others wait for space: open buckets that are not written to are wanted back.
+    GiveBack,
     /// No bucket for dirty data, and none will come: who waits for space fails.
     Full,
 }

@@ -31,7 +31,7 @@ use crate::disk::{Disk, DoneFuture, IoError, Latch};
 use crate::index::Extent;
 use crate::options::VolumeOption;
 use crate::stats::Counter;
-use crate::task::{Executor, Lock, Notify};
+use crate::task::{Executor, Lock, Notify, Work, work};
 use crate::units::{Inode, Sector};
 
 /// Messages handled in one poll.
@@ -157,12 +157,17 @@ pub struct Owner {
     /// Whose messages are handled.
     turn: Cell<Turn>,
     parked: RefCell<Vec<Message>>,
+    /// Parked messages that are tried again, a bounded number in each poll: hosts may have thousands of
+    /// writes to one range in flight, and each that ends lets go of the range.
+    retried: RefCell<VecDeque<Message>>,
     /// Writes past the cache that wait for deletions in the journal.
     going: through::Going,
     backlog: RefCell<VecDeque<Message>>,
     wanting: RefCell<VecDeque<u32>>,
     /// Since when the first in that line waits while nothing is freed or written back.
     stuck: Cell<Option<Stuck>>,
+    /// When fronts may be asked next to give buckets back.
+    ask_back_us: Cell<u64>,
     /// Tasks of this owner that hold a range or a host I/O.
     pub tasks: Cell<usize>,
     /// Notified when a range is released or a task ends.
@@ -182,10 +187,12 @@ impl Owner {
             fronts: RefCell::default(),
             turn: Cell::new(Turn::of(0)),
             parked: RefCell::default(),
+            retried: RefCell::default(),
             going: through::Going::default(),
             backlog: RefCell::default(),
             wanting: RefCell::default(),
             stuck: Cell::new(None),
+            ask_back_us: Cell::new(0),
             tasks: Cell::new(0),
             released: Notify::default(),
         })
@@ -293,7 +300,7 @@ impl Owner {
 
     /// Handles what the reactors sent. Returns how much was done.
     pub fn poll(self: &Rc<Self>) -> usize {
-        let mut done = self.work_off_backlog();
+        let mut done = self.work_off_backlog() + self.try_again();
         if !self.set.door.is_empty() {
             self.let_in();
         }
@@ -310,6 +317,7 @@ impl Owner {
         }
         if !self.wanting.borrow().is_empty() {
             self.grant_wanting();
+            self.ask_back();
             self.give_up();
         }
         for front in self.fronts.borrow().iter().flatten() {
@@ -349,6 +357,7 @@ impl Owner {
     }
 
     fn handle(self: &Rc<Self>, message: Message) {
+        work(Work::Messages, 1);
         match message {
             Message::Insert {
                 front,
@@ -467,9 +476,7 @@ impl Owner {
             match done {
                 Ok(()) => {
                     volume.marked_dirty.set(true);
-                    for message in waiting {
-                        owner.again(message);
-                    }
+                    owner.retried.borrow_mut().extend(waiting);
                 }
                 Err(why) => {
                     log::error!("a backing device could not be marked dirty: {why}");
@@ -510,12 +517,23 @@ impl Owner {
         self.unpark();
     }
 
-    /// Tries all parked messages again.
-    fn unpark(self: &Rc<Self>) {
-        for message in self.parked.take() {
-            self.again(message);
-        }
+    /// Has all parked messages tried again, in the order of their coming, before what comes now.
+    fn unpark(&self) {
+        let parked = self.parked.take();
+        self.retried.borrow_mut().extend(parked);
         self.released.notify();
+    }
+
+    /// Tries messages again that were parked. Returns how many.
+    fn try_again(self: &Rc<Self>) -> usize {
+        let tries = self.retried.borrow().len().min(MESSAGES_A_POLL);
+        for _ in 0..tries {
+            let message = self.retried.borrow_mut().pop_front();
+            if let Some(message) = message {
+                self.again(message);
+            }
+        }
+        tries
     }
 
     fn fill(&self, number: u32, extent: Extent, seen: u64) {

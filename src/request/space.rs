@@ -111,6 +111,17 @@ impl Stream {
         Some(used_up.swap_remove(i).bucket)
     }
 
+    /// Lets go of the open buckets without pieces that were not reported, however full they are.
+    pub fn give_back(&self) -> Vec<BucketNr> {
+        let mut given = Vec::new();
+        self.open.borrow_mut().retain(|open| {
+            let stays = open.pieces > 0;
+            given.extend((!stays).then_some(open.bucket));
+            stays
+        });
+        given
+    }
+
     /// Closes the stream: all its buckets, none of which has pieces that were not reported.
     pub fn close(&self) -> Vec<BucketNr> {
         let open = self.open.take();
@@ -137,7 +148,11 @@ mod tests {
         assert_eq!(s.reported(BucketNr(3)), Some(BucketNr(3)));
         s.granted(BucketNr(4), Gen(0), Sector(80), 16);
         s.take(8).unwrap();
+        s.granted(BucketNr(5), Gen(0), Sector(96), 16);
+        assert_eq!(s.give_back(), [BucketNr(5)], "the other one is written to");
         s.reported(BucketNr(4));
-        assert_eq!(s.close(), [BucketNr(4)]);
+        assert_eq!(s.give_back(), [BucketNr(4)]);
+        s.granted(BucketNr(6), Gen(0), Sector(128), 16);
+        assert_eq!(s.close(), [BucketNr(6)]);
     }
 }

@@ -20,7 +20,7 @@ use super::volume::Volume;
 use crate::disk::Disk;
 use crate::format::superblock::CacheMode;
 use crate::stats::TICK_S;
-use crate::task::{Executor, Lock, either};
+use crate::task::{Executor, Lock, either, measured};
 use crate::units::Uuid;
 
 /// How long the end of the process waits for all sets to stop in good order: 30 s.
@@ -70,7 +70,7 @@ impl Hub {
     /// done.
     pub fn poll(&self) -> usize {
         let sets = self.sets.borrow();
-        sets.iter().map(|set| set.owner.poll()).sum()
+        sets.iter().map(|set| measured(|| set.owner.poll())).sum()
     }
 
     /// All volumes, by name.

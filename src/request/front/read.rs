@@ -167,7 +167,7 @@ impl<L: Lane> Front<L> {
         let fill = link.free_fills.borrow_mut().pop()?;
         let want = sectors.min(FILL_SECTORS_MAX);
         let piece = link.clean.take(want);
-        link.ask_for_space();
+        link.ask_for_space(false);
         let Some(piece) = piece else {
             link.free_fills.borrow_mut().push(fill);
             return None;

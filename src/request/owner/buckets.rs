@@ -3,7 +3,8 @@
 //! Buckets for dirty data are given in the order in which they were asked for; who finds none stands
 //! in line, which the host writes in flight bound. Clean data get one only when there are some to
 //! spare. A bucket is pinned until its front says that it is full and all its data are in the map,
-//! or goes.
+//! or goes. While somebody stands in line and nothing can be reused, fronts are asked to give back
+//! what they do not write to: many idle ones would else hold all of a small cache.
 
 use super::Owner;
 use crate::alloc::Purpose;
@@ -12,6 +13,8 @@ use crate::units::{BucketNr, Gen};
 
 /// How long writes wait for space when nothing makes any; no write-back, no moving of data.
 const STUCK_US: u64 = 10_000_000;
+/// How often fronts are asked to give buckets back while writes wait.
+const GIVE_BACK_US: u64 = 100_000;
 
 /// A moment of the line for space.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,6 +82,22 @@ impl Owner {
             };
             self.wanting.borrow_mut().pop_front();
             self.grant(front, true, taken);
+        }
+    }
+
+    /// Asks all fronts for the buckets that they do not write to, when writes wait for space and no
+    /// bucket can be reused.
+    pub(super) fn ask_back(&self) {
+        let alloc = &self.tree.alloc;
+        let waits = !self.wanting.borrow().is_empty();
+        let now_us = self.exec.now_us();
+        if !waits || !alloc.is_scarce() || alloc.data_ready() > 0 || now_us < self.ask_back_us.get()
+        {
+            return;
+        }
+        self.ask_back_us.set(now_us + GIVE_BACK_US);
+        for front in self.fronts.borrow().iter().flatten() {
+            front.rings.replies.send(Reply::GiveBack);
         }
     }
 
