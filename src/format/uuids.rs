@@ -23,6 +23,7 @@ const AT_LAST_REG: usize = 52;
 const AT_INVALIDATED: usize = 56;
 const AT_FLAGS: usize = 60;
 const AT_SECTORS: usize = 64;
+const AT_BACKING_SEQ: usize = 72;
 
 /// An entry of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,6 +42,10 @@ pub struct UuidEntry {
     pub flags: u32,
     /// The size of a volume that lives on the flash alone.
     pub sectors: u64,
+    /// The sequence number that the backing device's superblock had at least when the set saw it
+    /// last: one with a lower number is an older copy. It stands in what is padding for the kernel,
+    /// which keeps it; 0 where it is unknown.
+    pub backing_seq: u64,
 }
 
 impl UuidEntry {
@@ -55,6 +60,7 @@ impl UuidEntry {
             invalidated: 0,
             flags,
             sectors,
+            backing_seq: 0,
         }
     }
 
@@ -102,6 +108,7 @@ impl UuidEntry {
             invalidated: u32_at(bytes, AT_INVALIDATED),
             flags: u32_at(bytes, AT_FLAGS),
             sectors: u64_at(bytes, AT_SECTORS),
+            backing_seq: u64_at(bytes, AT_BACKING_SEQ),
         }
     }
 
@@ -115,6 +122,7 @@ impl UuidEntry {
         put(&mut out, AT_INVALIDATED, &self.invalidated.to_le_bytes());
         put(&mut out, AT_FLAGS, &self.flags.to_le_bytes());
         put(&mut out, AT_SECTORS, &self.sectors.to_le_bytes());
+        put(&mut out, AT_BACKING_SEQ, &self.backing_seq.to_le_bytes());
         out
     }
 }

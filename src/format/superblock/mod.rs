@@ -10,6 +10,7 @@
 mod backing;
 mod cache;
 mod error;
+mod ran_on;
 
 use crate::format::crc::crc64;
 use crate::format::{array_at, is_block_size, put, u16_at, u32_at, u64_at};
@@ -19,6 +20,7 @@ use crate::units::{Sector, Uuid};
 pub use backing::{BackingState, BackingSuper, CacheMode};
 pub use cache::CacheSuper;
 pub use error::SuperError;
+pub use ran_on::RanOn;
 
 /// Where it stands, on every device.
 pub const SUPER_SECTOR: Sector = Sector(8);
@@ -89,6 +91,33 @@ pub fn has_magic(bytes: &[u8]) -> bool {
     bytes.get(AT_MAGIC..AT_MAGIC + 16) == Some(&MAGIC[..])
 }
 
+/// Whether the magic number stands in another program's superblock: bcachefs bears the same one. Such
+/// a block is other data, not a damaged superblock: it has zeros where bcache says which sector it
+/// stands at, or a version that bcache does not have.
+/// Says how it can be told.
+pub fn foreign(bytes: &[u8]) -> Option<SuperError> {
+    if !has_magic(bytes) || bytes.len() < SUPER_BYTES {
+        return None;
+    }
+    let (offset, version) = (u64_at(bytes, AT_OFFSET), u64_at(bytes, AT_VERSION));
+    if offset == 0 {
+        return Some(SuperError::BadOffset { offset });
+    }
+    (!is_known_version(version)).then_some(SuperError::UnknownVersion { version })
+}
+
+const fn is_known_version(version: u64) -> bool {
+    matches!(
+        version,
+        VERSION_CACHE
+            | VERSION_BACKING
+            | VERSION_CACHE_UUIDS
+            | VERSION_BACKING_OFFSET
+            | VERSION_CACHE_FEATURES
+            | VERSION_BACKING_FEATURES
+    )
+}
+
 /// Whether nothing at all stands in `bytes`.
 pub fn is_blank(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
@@ -141,6 +170,40 @@ impl Super {
             Super::Cache(s) => s.encode(),
             Super::Backing(s) => s.encode(),
         }
+    }
+}
+
+impl BackingSuper {
+    /// What the device last ran on, where that is known.
+    pub fn ran_on(&self) -> Option<RanOn> {
+        RanOn::decode(&self.words)
+    }
+
+    /// Notes what the device runs on.
+    pub fn set_ran_on(&mut self, note: &RanOn) {
+        note.encode(&mut self.words);
+    }
+
+    /// Makes a copy of a device one of its own: another UUID, of no set, without a label, so that it
+    /// does not compete for the original's name. Its data stay.
+    pub fn become_clone(&mut self, uuid: Uuid) {
+        self.uuid = uuid;
+        self.set_uuid = Uuid::NIL;
+        self.set_state(BackingState::None);
+        self.label = [0; 32];
+        self.seq = self.seq.wrapping_add(1);
+    }
+}
+
+impl CacheSuper {
+    /// What the device last ran on, where that is known.
+    pub fn ran_on(&self) -> Option<RanOn> {
+        RanOn::decode(&self.words)
+    }
+
+    /// Notes what the device runs on.
+    pub fn set_ran_on(&mut self, note: &RanOn) {
+        note.encode(&mut self.words);
     }
 }
 
