@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 
 use fixtures::load;
 use serde_json::Value;
+use spdk_bcache::format::superblock::reseal;
 
 /// A folder of images that goes when the test does.
 struct Folder(PathBuf);
@@ -278,4 +279,72 @@ fn structures_are_dumped_as_text_and_as_json() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn a_clean_copy_gets_a_uuid_of_its_own_only_when_that_is_confirmed() {
+    let folder = Folder::new("new-uuid");
+    let (cache, backings) = unpack(&folder, "clean-dirty");
+    let dirty = &backings[0];
+    for path in [&cache, dirty] {
+        let before = fs::read(path).expect("an image");
+        let refused = run(&["new-uuid", "--yes", path]);
+        assert_eq!(code(&refused), 1, "{path}");
+        assert!(fs::read(path).expect("an image") == before, "{path}");
+    }
+    // The same device, clean: the state stands in the two bits below the highest.
+    let mut bytes = fs::read(dirty).expect("an image");
+    let mut sb: [u8; 4096] = bytes[4096..8192].try_into().expect("4096 bytes");
+    sb[111] = sb[111] & 0x9f | 1 << 5;
+    reseal(&mut sb);
+    bytes[4096..8192].copy_from_slice(&sb);
+    let clean = folder.write("clean.img", &bytes);
+    let unasked = run(&["new-uuid", &clean]);
+    assert_eq!(code(&unasked), 2);
+    assert!(text(&unasked.stderr).contains("--yes"));
+    assert!(fs::read(&clean).expect("an image") == bytes);
+    let old = json(&run(&["show", "--json", &clean]));
+    let done = run(&["new-uuid", "--yes", &clean]);
+    assert_eq!(code(&done), 0, "{}", text(&done.stderr));
+    let new = json(&run(&["show", "--json", &clean]));
+    assert_ne!(new[0]["uuid"], old[0]["uuid"]);
+    assert!(text(&done.stdout).contains(new[0]["uuid"].as_str().expect("a text")));
+    assert_eq!(new[0]["set_uuid"], "00000000-0000-0000-0000-000000000000");
+    assert_eq!(
+        (&new[0]["state"], &new[0]["checksum_ok"]),
+        (&"none".into(), &true.into())
+    );
+    let after = fs::read(&clean).expect("an image");
+    assert!(after[..4096] == bytes[..4096] && after[8192..] == bytes[8192..]);
+}
+
+#[test]
+fn other_data_with_the_same_magic_number_are_not_called_broken() {
+    let folder = Folder::new("foreign");
+    let (cache, backings) = unpack(&folder, "clean-dirty");
+    for (at, value) in [(4096 + 8, [0u8; 8]), (4096 + 16, [9, 4, 0, 4, 0, 0, 0, 0])] {
+        let mut bytes = fs::read(&cache).expect("an image");
+        bytes[at..at + 8].copy_from_slice(&value);
+        let other = folder.write("other.img", &bytes);
+        let shown = run(&["show", &other]);
+        assert_eq!(code(&shown), 0);
+        let said = text(&shown.stdout);
+        assert!(
+            said.contains("other data") && !said.contains("WRONG"),
+            "{said}"
+        );
+        let shown = json(&run(&["show", "--json", &other]));
+        assert_eq!(
+            (&shown[0]["kind"], &shown[0]["error"]),
+            (&"other".into(), &Value::Null)
+        );
+        let checked = run(&["check", &other]);
+        assert_eq!(code(&checked), 2);
+        assert!(text(&checked.stderr).contains("other data"));
+        let checked = run(&["check", &cache, &backings[0], &other]);
+        assert!(text(&checked.stdout).contains("other data"));
+        let refused = run(&["new-uuid", "--yes", &other]);
+        assert_eq!(code(&refused), 1);
+        assert!(fs::read(&other).expect("an image") == bytes);
+    }
 }

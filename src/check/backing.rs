@@ -36,6 +36,11 @@ impl Check<'_> {
                 return None;
             }
         };
+        if found.foreign.is_some() {
+            let text = CannotCheck::NotOurs(name.clone()).to_string();
+            self.find_on(&name, Kind::SuperMagic, SUPER_SECTOR.bytes(), text);
+            return None;
+        }
         if let Some(error) = &found.error {
             self.find_on(&name, kind_of_super(error), error.byte(), error.to_string());
         }

@@ -105,6 +105,8 @@ pub enum CannotCheck {
     NotACache(String),
     /// No cache device of a set that can be read: what its superblock lacks.
     BadSuper(String, SuperError),
+    /// Another program's data, with a superblock that bears bcache's magic number.
+    NotOurs(String),
     /// The set was never started, so it has no structures.
     NotStarted(String),
     /// A structure that others stand on is damaged; `check` says more.
@@ -125,6 +127,11 @@ impl std::fmt::Display for CannotCheck {
             Self::BadSuper(device, error) => {
                 write!(f, "{device}: byte {}: {error}", error.byte())
             }
+            Self::NotOurs(device) => write!(
+                f,
+                "{device} holds other data: its superblock bears bcache's magic number, as that of \
+                 bcachefs does, but is none of bcache's"
+            ),
             Self::NotStarted(device) => write!(
                 f,
                 "{device}: the set was formatted but never started, so it has no journal yet"
@@ -169,6 +176,8 @@ fn read(source: &dyn Source, at: u64, bytes: usize) -> Result<Vec<u8>, CannotChe
 pub struct Found {
     /// What is wrong with it, first.
     pub error: Option<SuperError>,
+    /// It is another program's, which bears bcache's magic number, and how that can be told.
+    pub foreign: Option<SuperError>,
     /// What it says, even where its checksum is wrong.
     pub says: Option<Super>,
     /// The checksum as it stands.
@@ -186,6 +195,14 @@ pub fn read_super(source: &dyn Source) -> Result<Found, CannotCheck> {
     let mut bytes = [0; SUPER_BYTES];
     bytes.copy_from_slice(&read(source, SUPER_SECTOR.bytes(), SUPER_BYTES)?);
     let checksum = crate::format::u64_at(&bytes, 0);
+    if let Some(foreign) = superblock::foreign(&bytes) {
+        return Ok(Found {
+            error: Some(SuperError::BadMagic),
+            foreign: Some(foreign),
+            says: None,
+            checksum,
+        });
+    }
     let parsed = parse(&bytes);
     let sectors = source.size_bytes() / SECTOR_BYTES as u64;
     let fits = |s: &Super| match s {
@@ -195,6 +212,7 @@ pub fn read_super(source: &dyn Source) -> Result<Found, CannotCheck> {
     Ok(match parsed {
         Ok(says) => Found {
             error: fits(&says).err(),
+            foreign: None,
             says: Some(says),
             checksum,
         },
@@ -206,6 +224,7 @@ pub fn read_super(source: &dyn Source) -> Result<Found, CannotCheck> {
             });
             Found {
                 error: Some(error),
+                foreign: None,
                 says: says.flatten(),
                 checksum,
             }
@@ -273,6 +292,7 @@ impl<'a> Cache<'a> {
         let found = read_super(source)?;
         match (found.says, found.error) {
             (Some(Super::Backing(_)), _) => Err(CannotCheck::NotACache(source.name())),
+            _ if found.foreign.is_some() => Err(CannotCheck::NotOurs(source.name())),
             (_, Some(error)) => Err(CannotCheck::BadSuper(source.name(), error)),
             (Some(Super::Cache(sb)), None) if is_started(&sb) => Ok(Cache::new(source, sb)),
             _ => Err(CannotCheck::NotStarted(source.name())),

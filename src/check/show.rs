@@ -13,8 +13,12 @@ pub struct Shown {
     pub device: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// `cache`, `backing`, or `unknown` where nothing can be read.
+    /// `cache`, `backing`, `other` for another program's data, or `unknown` where nothing can be
+    /// read.
     pub kind: &'static str,
+    /// What else there is to say; only of other data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What is wrong with the superblock.
     pub error: Option<String>,
     /// The byte of the device where that is.
@@ -127,6 +131,17 @@ macro_rules! common {
 /// The device is too small or cannot be read.
 pub fn show(source: &dyn Source) -> Result<Shown, CannotCheck> {
     let found = read_super(source)?;
+    if let Some(foreign) = found.foreign {
+        return Ok(Shown {
+            device: source.name(),
+            size_bytes: source.size_bytes(),
+            kind: "other",
+            note: Some(format!(
+                "other data: bears bcache's magic number, as bcachefs does, but {foreign}"
+            )),
+            ..Shown::default()
+        });
+    }
     let mut shown = Shown {
         device: source.name(),
         size_bytes: source.size_bytes(),

@@ -1,4 +1,4 @@
-//! Images and block devices, opened to be read only.
+//! Images and block devices, opened to be read only, or to change a superblock.
 
 use std::fs::{File, OpenOptions, metadata};
 use std::io::{Seek, SeekFrom};
@@ -49,6 +49,33 @@ impl Device {
             file,
             size_bytes,
         })
+    }
+
+    /// Opens a device or an image to be written. A block device must not be in use.
+    ///
+    /// # Errors
+    /// Why it cannot be, in words.
+    pub fn open_to_write(path: &Path) -> Result<Device, String> {
+        let read_only = Device::open(path)?;
+        let is_block = metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        let mut how = OpenOptions::new();
+        how.read(true).write(true);
+        if is_block {
+            how.custom_flags(O_EXCL);
+        }
+        let file = how.open(path);
+        let file = file.map_err(|e| format!("{}: {e}", read_only.name))?;
+        Ok(Device { file, ..read_only })
+    }
+
+    /// Writes bytes, durably.
+    ///
+    /// # Errors
+    /// Why they cannot be written.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<(), String> {
+        let done = self.file.write_all_at(bytes, at);
+        done.and_then(|()| self.file.sync_all())
+            .map_err(|e| e.to_string())
     }
 }
 

@@ -1,4 +1,5 @@
-//! `bcachectl`: looks at the devices of a set that does not run. It writes to none of them.
+//! `bcachectl`: looks at the devices of a set that does not run. It writes to none of them, but for
+//! `new-uuid`, which changes the superblock of a copy.
 //!
 //! Exit codes: 0 nothing wrong, 1 something is wrong with what stands on a device, 2 a device cannot
 //! be read or the command line cannot be understood.
@@ -7,6 +8,7 @@
 mod check;
 mod device;
 mod dump;
+mod new_uuid;
 mod show;
 mod text;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Looks at bcache's devices and images, offline. Nothing is ever written to them.
+/// Looks at bcache's devices and images, offline. Nothing is written to them, but by new-uuid.
 #[derive(Parser)]
 #[command(
     name = "bcachectl",
@@ -48,6 +50,14 @@ enum Command {
         /// One JSON object: findings, notes, summary
         #[arg(long)]
         json: bool,
+    },
+    /// Give a clean copy of a backing device a UUID of its own: writes to the device
+    NewUuid {
+        /// The copy, or its image
+        device: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Print the structures of a cache device one by one
     Dump {
@@ -90,6 +100,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> io::Result<Outcome> {
             backings,
             json,
         } => check::run(&device, &backings, json, out),
+        Command::NewUuid { device, yes } => new_uuid::run(&device, yes, out),
         Command::Dump { what, device, json } => dump::run(what, &device, json, out),
     }
 }

@@ -80,14 +80,18 @@ fn lines(shown: &Shown) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("kind", shown.kind.to_string()),
         ("size", size(shown.size_bytes)),
-        (
-            "checksum",
-            match shown.checksum_ok {
-                true => format!("{} ok", shown.checksum),
-                false => format!("{} WRONG", shown.checksum),
-            },
-        ),
     ];
+    if let Some(note) = &shown.note {
+        lines.push(("note", note.clone()));
+        return lines;
+    }
+    lines.extend([(
+        "checksum",
+        match shown.checksum_ok {
+            true => format!("{} ok", shown.checksum),
+            false => format!("{} WRONG", shown.checksum),
+        },
+    )]);
     if let Some(error) = &shown.error {
         let byte = shown.error_byte.unwrap_or_default();
         lines.push(("error", format!("{error} (byte {byte})")));
