@@ -175,6 +175,9 @@ void bcache_volume_free(struct spdk_bdev *bdev);
 /* Tells the bdev layer and who has the volume open that its size changed. */
 int bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks);
 
+/* Whether anyone has a registered volume open, or has claimed it. */
+bool bcache_volume_is_open(struct spdk_bdev *bdev);
+
 /* Completes a host's I/O. */
 void bcache_io_complete(struct spdk_bdev_io *bdev_io, enum bcache_outcome outcome);
 

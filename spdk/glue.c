@@ -281,6 +281,12 @@ bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks)
 	return spdk_bdev_notify_blockcnt_change(bdev, num_blocks);
 }
 
+bool
+bcache_volume_is_open(struct spdk_bdev *bdev)
+{
+	return !TAILQ_EMPTY(&bdev->internal.open_descs);
+}
+
 /*
  * Whether a host wants this one write to be durable before it is answered. From 24.05 on the bdev
  * layer hands on what the NVMe-oF target got; in dword 12 of NVMe's write commands that is bit 30.

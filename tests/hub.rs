@@ -129,7 +129,7 @@ fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
         made.expect("its own set");
         let detaching = {
             let hub = machine.hub.clone();
-            machine.start(async move { hub.detach("Vol0").await.is_ok() })
+            machine.start(async move { hub.detach("Vol0", false).await.is_ok() })
         };
         for _ in 0..turns {
             machine.turn();

@@ -101,6 +101,10 @@ table! {
         "examine", Kind::Bool, "", Value::Bool(true), Config,
         "whether superblocks found on bdevs are brought up"
     }
+    ExamineExclude => {
+        "examine_exclude", Kind::Bdevs, "", Value::Texts(Vec::new()), Config,
+        "bdevs, by name or alias, that are left alone whatever is found on them; bdev_bcache_register and bdev_bcache_create take them all the same"
+    }
 }
 
 /// What is kept on disk and set by methods of its own: the cache mode, bucket and block size.

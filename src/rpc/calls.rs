@@ -11,6 +11,7 @@ use crate::set::create::Create;
 use crate::set::error::SetError;
 use crate::set::format::Permission;
 use crate::set::hub::Hub;
+use crate::set::register::RegisterAs;
 use crate::units::{Inode, Uuid};
 
 fn done(result: Result<(), SetError>) -> Answer {
@@ -62,7 +63,8 @@ pub(super) async fn delete_flash(hub: Rc<Hub>, args: Args) -> Answer {
 }
 
 pub(super) async fn detach(hub: Rc<Hub>, args: Args) -> Answer {
-    done(hub.detach(args.text("name")).await)
+    let discard_dirty = args.is_set("discard_dirty");
+    done(hub.detach(args.text("name"), discard_dirty).await)
 }
 
 pub(super) async fn flush_start(hub: Rc<Hub>, args: Args) -> Answer {
@@ -108,9 +110,17 @@ pub(super) async fn get_stats(hub: Rc<Hub>, args: Args) -> Answer {
 pub(super) async fn register(hub: Rc<Hub>, args: Args) -> Answer {
     let bdev = args.text("bdev_name");
     if args.is_set("when_up") {
+        if args.maybe_text("name").is_some() || args.is_set("new_uuid") {
+            return Err(invalid("name and new_uuid cannot be given with when_up"));
+        }
         return done(hub.register_when_up(bdev).await);
     }
-    let found = hub.register(bdev).await?;
+    let how = RegisterAs {
+        name: args.maybe_text("name").map(str::to_string),
+        new_uuid: args.is_set("new_uuid"),
+        accept_size: false,
+    };
+    let found = hub.register_as(bdev, &how).await?;
     let kind = if found.is_cache { "cache" } else { "backing" };
     Ok(json!({
         "kind": kind,
@@ -130,9 +140,10 @@ pub(super) async fn resize_flash(hub: Rc<Hub>, args: Args) -> Answer {
     done(hub.resize_flash(name, size_mb, discard_dirty).await)
 }
 
-pub(super) async fn run_alone(hub: Rc<Hub>, args: Args) -> Answer {
-    let discard_dirty = args.is_set("discard_dirty");
-    done(hub.run_alone(args.text("name"), discard_dirty).await)
+pub(super) async fn run(hub: Rc<Hub>, args: Args) -> Answer {
+    let (discard_dirty, accept_size) = (args.is_set("discard_dirty"), args.is_set("accept_size"));
+    let done_so = hub.run(args.text("name"), discard_dirty, accept_size);
+    done(done_so.await)
 }
 
 pub(super) async fn set_cache_mode(hub: Rc<Hub>, args: Args) -> Answer {

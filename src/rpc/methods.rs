@@ -243,7 +243,15 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "bdev_bcache_detach",
         help: "Write a volume's dirty data back and let it run without a cache",
-        params: &[NAME],
+        params: &[
+            NAME,
+            Param::optional(
+                "discard_dirty",
+                Kind::Bool,
+                "false",
+                "give up dirty data beyond the end of a backing device that has shrunk",
+            ),
+        ],
         result: "true, once all is written back and the volume runs without a cache",
         run: |hub, args| Box::pin(calls::detach(hub, args)),
         ..PLAIN
@@ -328,6 +336,18 @@ pub const METHODS: &[Method] = &[
         params: &[
             Param::required("bdev_name", Kind::Bdev, "a cache or backing bdev"),
             WHEN_UP,
+            Param::optional(
+                "name",
+                Kind::Name,
+                "its label",
+                "name of a backing device's volume, kept on disk as its label",
+            ),
+            Param::optional(
+                "new_uuid",
+                Kind::Bool,
+                "false",
+                "the bdev is a clean copy of a backing device: give it a UUID of its own, of no set",
+            ),
         ],
         result: "an object; true with when_up",
         fields: &[
@@ -355,9 +375,18 @@ pub const METHODS: &[Method] = &[
     },
     Method {
         name: "bdev_bcache_run",
-        help: "Run a volume that waits for its cache set without it: what the set holds of it is given up",
-        params: &[NAME, DISCARD],
-        run: |hub, args| Box::pin(calls::run_alone(hub, args)),
+        help: "Run a volume that waits for its cache set without it: what the set holds of it is given up; or, with accept_size, one whose backing device has shrunk",
+        params: &[
+            NAME,
+            DISCARD,
+            Param::optional(
+                "accept_size",
+                Kind::Bool,
+                "false",
+                "start it although its backing device is smaller than it was: dirty data beyond the end stay on the cache, or are given up with discard_dirty",
+            ),
+        ],
+        run: |hub, args| Box::pin(calls::run(hub, args)),
         ..PLAIN
     },
     Method {
@@ -416,13 +445,17 @@ const BDEV_FIELDS: &[Field] = &[
     ("uuid", "UUID of the volume"),
     (
         "kind",
-        "cached, or flash for a volume on the cache device alone",
+        "cached, or flash for a volume on the cache device alone; cache for a cache device that examine left alone",
     ),
     ("state", "no cache, clean, dirty or inconsistent"),
     ("cache_mode", "writethrough, writeback, writearound or none"),
     (
         "running",
-        "whether hosts can use it; false while it waits for its set",
+        "whether hosts can use it; false while it waits for its set, and for a device that examine left alone",
+    ),
+    (
+        "reason",
+        "why it does not run, or not under the name it wants; null otherwise",
     ),
     (
         "backing_bdev",
@@ -438,6 +471,10 @@ const BDEV_FIELDS: &[Field] = &[
     ),
     ("size_bytes", "size of the bdev"),
     ("dirty_bytes", "data that are on the cache device alone"),
+    (
+        "dirty_bytes_beyond_end",
+        "those of them beyond the end of a backing device that has shrunk",
+    ),
     (
         "io_errors",
         "errors of the backing device that count; null for a flash volume",

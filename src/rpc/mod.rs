@@ -56,8 +56,10 @@ impl From<SetError> for RpcError {
             Open(_, OpenError::Unfit(_)) => -EINVAL,
             Open(_, OpenError::Os(errno)) | Register(_, errno) => -errno,
             Io(..) | Stopped(_) => -EIO,
-            Occupied(_) | NameTaken(_) => -EEXIST,
-            NoSuper(_) | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
+            Occupied(_) | Foreign(..) | NameTaken(_) | Twin { .. } => -EEXIST,
+            OlderCopy { .. } | Misfit(..) | AbsentVolume { .. } | Beyond { .. } => -EBUSY,
+            LeftAlone { .. } => -ENODEV,
+            NoSuper(_) | Misaligned { .. } | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
             Super(..)
             | Journal(..)
             | JournalKey { .. }

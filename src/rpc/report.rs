@@ -5,11 +5,12 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::Answer;
-use crate::format::superblock::{BackingState, CacheMode};
+use crate::format::superblock::{BackingState, CacheMode, Super};
 use crate::options::{Table, Value as OptionValue};
 use crate::set::cache::CacheSet;
 use crate::set::error::SetError;
 use crate::set::hub::Hub;
+use crate::set::identity::LeftAlone;
 use crate::set::options::{read_set, read_volume};
 use crate::set::volume::Volume;
 use crate::stats::Counts;
@@ -47,7 +48,7 @@ pub fn devices(hub: &Hub) -> Vec<String> {
     caches.chain(backing).collect()
 }
 
-fn bdev(volume: &Volume) -> Value {
+fn bdev(hub: &Hub, volume: &Volume) -> Value {
     let size_sectors = match (&*volume.shared.borrow(), &volume.backing) {
         (Some(shared), _) => shared.size_sectors(),
         (None, Some(backing)) => backing.volume_sectors(),
@@ -75,16 +76,59 @@ fn bdev(volume: &Volume) -> Value {
         "dirty_bytes": volume.dirty_bytes(),
         "io_errors": volume.backing.as_ref().map(|b| b.health.errors()),
         "options": options(|o| read_volume(volume, o)),
+        "reason": *volume.reason.borrow(),
+        "dirty_bytes_beyond_end": hub.dirty_beyond_end(volume),
+    })
+}
+
+/// A device that examine left alone, in the place of the volume that it would be.
+fn left_alone(left: &LeftAlone) -> Value {
+    let (kind, mode, state, set) = match &left.superblock {
+        Super::Cache(sb) => ("cache", None, None, sb.set_uuid),
+        Super::Backing(sb) => {
+            let state = match sb.state() {
+                BackingState::None => "no cache",
+                BackingState::Clean => "clean",
+                BackingState::Dirty => "dirty",
+                BackingState::Stale => "inconsistent",
+            };
+            let mode = sb.cache_mode().name();
+            ("cached", Some(mode), Some(state), sb.set_uuid)
+        }
+    };
+    json!({
+        "name": left.name,
+        "uuid": left.uuid().to_string(),
+        "kind": kind,
+        "state": state,
+        "cache_mode": mode,
+        "running": false,
+        "backing_bdev": left.bdev,
+        "set": (!set.is_nil()).then(|| set.to_string()),
+        "inode": null,
+        "size_bytes": left.size_sectors * BYTES,
+        "dirty_bytes": null,
+        "io_errors": null,
+        "options": {},
+        "reason": left.reason,
+        "dirty_bytes_beyond_end": left.beyond_sectors * BYTES,
     })
 }
 
 /// All volumes, or one.
 pub fn bdevs(hub: &Hub, name: Option<&str>) -> Answer {
-    let volumes = match name {
-        Some(name) => vec![hub.volume(name)?],
-        None => hub.volumes(),
+    let Some(name) = name else {
+        let (volumes, left) = (hub.volumes(), hub.left_alone());
+        let volumes = volumes.iter().map(|v| bdev(hub, v));
+        return Ok(volumes.chain(left.iter().map(left_alone)).collect());
     };
-    Ok(volumes.iter().map(|v| bdev(v)).collect())
+    match hub.volume(name) {
+        Ok(volume) => Ok(json!([bdev(hub, &volume)])),
+        Err(error) => match hub.left_alone().iter().find(|left| left.name == name) {
+            Some(left) => Ok(json!([left_alone(left)])),
+            None => Err(error.into()),
+        },
+    }
 }
 
 /// Whose data a set holds, here or not.

@@ -20,7 +20,9 @@ use crate::btree::Tree;
 use crate::disk::{Disk, IoError, Latch, LongWrite, read_long};
 use crate::format::jset::Jset;
 use crate::format::key::{Key, Ptr};
-use crate::format::superblock::{CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse};
+use crate::format::superblock::{
+    CacheSuper, RanOn, SUPER_BYTES, SUPER_SECTOR, Super, foreign, parse,
+};
 use crate::format::uuids::{self, UuidEntry};
 use crate::gc;
 use crate::gc::moving::Mover;
@@ -83,6 +85,9 @@ pub async fn read_super(disk: &Rc<dyn Disk>) -> Result<Super, SetError> {
     let buf = disk.alloc(SUPER_BYTES);
     let (buf, done) = disk.read(SUPER_SECTOR, buf).await;
     done.map_err(|e| SetError::Io(disk.name(), e))?;
+    if let Some(error) = foreign(&buf) {
+        return Err(SetError::Foreign(disk.name(), error));
+    }
     if !crate::format::superblock::has_magic(&buf) {
         return Err(SetError::NoSuper(disk.name()));
     }
@@ -191,6 +196,7 @@ impl CacheSet {
             )));
         }
         sb.last_mount = host.now_s();
+        sb.set_ran_on(&RanOn::new(disk.kind(), disk.size_sectors()));
         if sb.sync() && !sb.journal_buckets.is_empty() {
             Self::recover(host, exec, disk, sb).await
         } else {

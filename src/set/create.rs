@@ -8,6 +8,7 @@
 use std::rc::Rc;
 
 use super::cache::CacheSet;
+use super::claims::Key;
 use super::error::SetError;
 use super::format::{self, Content, Permission};
 use super::hub::Hub;
@@ -94,8 +95,13 @@ impl Hub {
     ///
     /// # Errors
     /// See [`SetError`].
-    pub async fn create(self: &Rc<Self>, c: Create) -> Result<String, SetError> {
+    pub async fn create(self: &Rc<Self>, mut c: Create) -> Result<String, SetError> {
         let _turn = self.turn.lock().await;
+        c.cache_bdev = self.own_name(&c.cache_bdev);
+        c.backing_bdev = self.own_name(&c.backing_bdev);
+        let bdevs = [&*c.cache_bdev, &*c.backing_bdev];
+        let mut claim = self.claims.bdevs(&bdevs).await;
+        claim.add(Key::Name(c.name.clone()))?;
         let label = format::label(&c.name)?;
         if c.cache_bdev == c.backing_bdev {
             return Err(SetError::Invalid(format!(
@@ -111,6 +117,9 @@ impl Hub {
         let mut plan = self
             .plan_backing(&c, &cache_disk, cache, &source, label)
             .await?;
+        claim.add(Key::Uuid(plan.cache.uuid()))?;
+        claim.add(Key::Uuid(plan.backing.uuid))?;
+        self.check_absent(&c, plan.backing.uuid, None)?;
         let mut started = None;
         if let CachePlan::Start(sb) = &plan.cache {
             match self.start_set(cache_disk.clone(), sb.clone()).await {
@@ -133,18 +142,20 @@ impl Hub {
             }
         };
         let asked = self.check_join(&plan.backing, &c.backing_bdev, &set, c.may.all());
+        let asked = asked.and_then(|()| self.check_absent(&c, plan.backing.uuid, Some(&set)));
         if let Err(error) = asked {
             if fresh {
                 self.stop_one(&set).await?;
             }
             return Err(error);
         }
+        self.forget_absent(&c.name, plan.backing.uuid).await?;
         if plan.write_backing {
             format::write(source.disk(), &plan.backing.encode()).await?;
         }
         self.assemble(&c, source, plan.backing, &set, label).await?;
         if fresh {
-            self.bring_up_flash(&set);
+            self.bring_up_flash(&set).await;
         }
         // The set may have been waited for by others.
         self.bring_up_waiting(&set).await;
@@ -191,6 +202,20 @@ impl Hub {
             self.volumes.borrow_mut().remove(&waiting.name);
         }
         Ok(())
+    }
+
+    /// Refuses to take the name of an absent volume of which a running set, or `set`, has dirty data,
+    /// unless these may be lost.
+    fn check_absent(
+        &self,
+        c: &Create,
+        own: Uuid,
+        set: Option<&Rc<CacheSet>>,
+    ) -> Result<(), SetError> {
+        if c.may.discard_dirty {
+            return Ok(());
+        }
+        self.check_name_of_absent(set, &c.name, Some(own))
     }
 
     /// Whether the very volume runs already.
@@ -242,7 +267,10 @@ impl Hub {
         }
         let disk = self.open(&c.cache_bdev)?;
         let plan = match format::look(&disk).await? {
-            Content::Cache(sb) => Some(CachePlan::Start(sb)),
+            Content::Cache(sb) => {
+                self.check_twin(&c.cache_bdev, sb.uuid, Some(sb.set_uuid))?;
+                Some(CachePlan::Start(sb))
+            }
             other => {
                 format::may_format(&c.cache_bdev, other, c.may)?;
                 None
@@ -264,6 +292,9 @@ impl Hub {
             Source::Volume(_, backing) => Content::Backing(backing.superblock()),
             Source::Device(disk) => format::look(disk).await?,
         };
+        if let Content::Backing(sb) = &content {
+            self.check_twin(&c.backing_bdev, sb.uuid, None)?;
+        }
         let own_block = match &content {
             Content::Backing(sb) => sb.block_sectors.into(),
             _ => disk.block_sectors(),
@@ -292,9 +323,7 @@ impl Hub {
             }
         };
         check_blocks(&c.backing_bdev, &backing, set_block)?;
-        backing
-            .check_device(disk.size_sectors())
-            .map_err(|e| SetError::Super(c.backing_bdev.clone(), e))?;
+        format::check_geometry(disk, &backing)?;
         Ok(Plan {
             cache,
             backing,

@@ -10,7 +10,7 @@ use crate::disk::IoError;
 use crate::format::key::KeyError;
 use crate::format::superblock::SuperError;
 use crate::journal::replay::ReplayError;
-use crate::units::{BucketNr, JournalSeq, Uuid};
+use crate::units::{BucketNr, JournalSeq, Sector, Uuid};
 
 /// Why a set or volume cannot do what was asked.
 #[derive(Debug)]
@@ -27,6 +27,72 @@ pub enum SetError {
     Super(String, SuperError),
     /// The device holds something else.
     Occupied(String),
+    /// The device holds another program's data, with a superblock that bears bcache's magic number.
+    Foreign(String, SuperError),
+    /// The device's UUID is in use on another device.
+    Twin {
+        /// The device.
+        device: String,
+        /// The UUID.
+        uuid: Uuid,
+        /// What has the UUID: a volume or a set.
+        of: String,
+        /// The other device.
+        on: String,
+        /// They are cache devices.
+        is_cache: bool,
+    },
+    /// The superblock is older than what its set has seen of the device.
+    OlderCopy {
+        /// The device.
+        device: String,
+        /// Its superblock's sequence number.
+        seq: u64,
+        /// The least that the set's table has.
+        seen: u64,
+        /// The set.
+        set: Uuid,
+    },
+    /// Examine does not take the bdev for the device whose superblock it shows, and why.
+    Misfit(String, String),
+    /// A device that examine left alone, asked for by the name of its volume.
+    LeftAlone {
+        /// The volume's name.
+        name: String,
+        /// The device.
+        device: String,
+        /// Why it was left alone.
+        why: String,
+    },
+    /// A set has dirty data of an absent volume of that name.
+    AbsentVolume {
+        /// The name.
+        name: String,
+        /// The absent volume's UUID; nil where its set does not know it.
+        uuid: Uuid,
+        /// The set.
+        set: Uuid,
+        /// Its dirty bytes.
+        bytes: u64,
+    },
+    /// The volume's data do not begin at a multiple of the device's block.
+    Misaligned {
+        /// The device.
+        device: String,
+        /// Where its data begin, in sectors.
+        offset: u64,
+        /// Sectors of the device's block.
+        device_sectors: u32,
+    },
+    /// The cache holds dirty data beyond the end of the backing device.
+    Beyond {
+        /// The volume.
+        name: String,
+        /// Dirty bytes there.
+        bytes: u64,
+        /// The first sector that the device does not have.
+        end: Sector,
+    },
     /// The device is bcache's, but belongs elsewhere.
     Elsewhere(String, String),
     /// The device has dirty data that would be lost.
@@ -143,6 +209,14 @@ impl fmt::Display for SetError {
                 "{name} holds other data (its first MiB is not zero, and it is no bcache device); \
                  to overwrite them, say force"
             ),
+            Foreign(..)
+            | Twin { .. }
+            | OlderCopy { .. }
+            | Misfit(..)
+            | LeftAlone { .. }
+            | AbsentVolume { .. }
+            | Misaligned { .. }
+            | Beyond { .. } => self.fmt_identity(f),
             Elsewhere(name, where_) => {
                 write!(f, "{name} {where_}; to take it from there, say force")
             }
@@ -213,6 +287,96 @@ impl fmt::Display for SetError {
             Register(name, errno) => {
                 write!(f, "bdev {name} could not be registered (errno {errno})")
             }
+        }
+    }
+}
+
+impl SetError {
+    /// The texts about which device is which, and what of it fits.
+    fn fmt_identity(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use SetError::*;
+        match self {
+            Twin {
+                device,
+                uuid,
+                of,
+                on,
+                is_cache,
+            } => {
+                write!(
+                    f,
+                    "{device} has the UUID of {of} on {on} ({uuid}): a copy, a snapshot or a second \
+                     path of it, of which only one can be used at a time; "
+                )?;
+                f.write_str(match is_cache {
+                    true => "to use this one, stop the set first (bdev_bcache_stop_set)",
+                    false => {
+                        "to use a clean copy beside the original, give it a UUID of its own \
+                         (bdev_bcache_register new_uuid=true, or bcachectl new-uuid)"
+                    }
+                })
+            }
+            OlderCopy {
+                device,
+                seq,
+                seen,
+                set,
+            } => write!(
+                f,
+                "{device} is older than what cache set {set} has seen of this volume (superblock \
+                 sequence {seq}, seen {seen}): an older copy, or a snapshot that was rolled back; \
+                 attach the newest, or, to run this one without what the set holds, drop that \
+                 (bdev_bcache_create with its devices, force=true and discard_dirty=true)"
+            ),
+            Misfit(name, why) => write!(f, "{name}: {why}"),
+            LeftAlone { name, device, why } => {
+                write!(f, "volume {name} on {device} is not started: {why}")
+            }
+            _ => self.fmt_held(f),
+        }
+    }
+
+    /// The texts about what a device or a set holds.
+    fn fmt_held(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use SetError::*;
+        match self {
+            Foreign(name, error) => write!(
+                f,
+                "{name} holds other data: it bears a magic number that bcache shares with others \
+                 (bcachefs has the same), but {error}; it is left as it is"
+            ),
+            AbsentVolume {
+                name,
+                uuid,
+                set,
+                bytes,
+            } => write!(
+                f,
+                "cache set {set} has {bytes} dirty bytes of an absent volume {name} (UUID {uuid}): \
+                 attach its backing device, or choose another name; to lose them, say \
+                 discard_dirty, or call bdev_bcache_forget_volume"
+            ),
+            Misaligned {
+                device,
+                offset,
+                device_sectors,
+            } => write!(
+                f,
+                "{device} has blocks of {} bytes, but its data begin at byte {}, which is no \
+                 multiple of that: use a bdev with smaller blocks",
+                device_sectors * 512,
+                offset.saturating_mul(512)
+            ),
+            Beyond { name, bytes, end } => write!(
+                f,
+                "{name}: the cache has {bytes} dirty bytes beyond the end of its backing device, \
+                 which is at sector {} now: give the device its size back; or start it all the \
+                 same, which keeps them on the cache (bdev_bcache_run accept_size=true); or give \
+                 them up (discard_dirty=true)",
+                end.0
+            ),
+            // The others have their texts in `fmt`.
+            _ => fmt::Debug::fmt(self, f),
         }
     }
 }

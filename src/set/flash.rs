@@ -35,6 +35,7 @@ impl Hub {
         let set = self.set(set)?;
         let label = format::label(name)?;
         self.check_name(name)?;
+        self.check_name_of_absent(Some(&set), name, None)?;
         let sectors = flash_sectors(&set, size_mb, None)?;
         let inode = set
             .free_uuid()
@@ -45,7 +46,7 @@ impl Hub {
         let written = entry;
         set.change_uuids(|table| table[inode.0 as usize] = written)
             .await?;
-        self.show_flash(&set, inode, &entry)
+        self.show_flash(&set, inode, &entry).await
     }
 
     /// Takes a volume that lives on a set alone away, with its data.

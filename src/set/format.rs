@@ -10,8 +10,8 @@ use super::error::SetError;
 use super::host::Host;
 use crate::disk::Disk;
 use crate::format::superblock::{
-    BackingState, BackingSuper, CacheSuper, DEFAULT_DATA_OFFSET, SUPER_BYTES, SUPER_SECTOR, Super,
-    has_magic, parse,
+    BackingState, BackingSuper, CacheSuper, DEFAULT_DATA_OFFSET, RanOn, SUPER_BYTES, SUPER_SECTOR,
+    Super, SuperError, foreign, has_magic, parse,
 };
 use crate::limits::{MIN_NBUCKETS_STARTED, PAGE_SECTORS, journal_buckets};
 pub use crate::options::LABEL_BYTES;
@@ -32,6 +32,8 @@ pub enum Content {
     Blank,
     /// Something that is not bcache's.
     Other,
+    /// Something that is not bcache's, with its magic number.
+    Foreign(SuperError),
     /// bcache's, but damaged.
     Damaged(SetError),
     /// A cache device.
@@ -58,6 +60,9 @@ pub async fn look(disk: &Rc<dyn Disk>) -> Result<Content, SetError> {
     done.map_err(|e| SetError::Io(disk.name(), e))?;
     let at = SUPER_SECTOR.bytes() as usize;
     let sb = &buf[at..at + SUPER_BYTES];
+    if let Some(error) = foreign(sb) {
+        return Ok(Content::Foreign(error));
+    }
     if has_magic(sb) {
         return Ok(match parse(sb) {
             Ok(Super::Cache(sb)) => Content::Cache(sb),
@@ -96,7 +101,8 @@ pub fn may_format(name: &str, content: Content, may: Permission) -> Result<(), S
     let all = may.all();
     match content {
         Content::Blank => Ok(()),
-        Content::Other if may.force => Ok(()),
+        Content::Other | Content::Foreign(_) if may.force => Ok(()),
+        Content::Foreign(error) => Err(SetError::Foreign(name.into(), error)),
         Content::Other => Err(SetError::Occupied(name.into())),
         Content::Damaged(_) if all => Ok(()),
         Content::Damaged(error) => Err(error),
@@ -110,6 +116,49 @@ pub fn may_format(name: &str, content: Content, may: Permission) -> Result<(), S
             "is a backing device".into(),
         )),
     }
+}
+
+/// Whether a device suits its backing superblock: it has room behind the data offset, its blocks are
+/// not larger than the volume's, and the data begin at a multiple of them.
+///
+/// # Errors
+/// What does not fit.
+pub fn check_geometry(disk: &Rc<dyn Disk>, sb: &BackingSuper) -> Result<(), SetError> {
+    let (device, device_sectors) = (disk.name(), disk.block_sectors());
+    if let Err(error) = sb.check_device(disk.size_sectors()) {
+        return Err(SetError::Super(device, error));
+    }
+    if u32::from(sb.block_sectors) < device_sectors {
+        return Err(SetError::BlockTooSmall {
+            device,
+            set_sectors: sb.block_sectors.into(),
+            device_sectors,
+        });
+    }
+    if sb.data_offset.0 % u64::from(device_sectors) != 0 {
+        return Err(SetError::Misaligned {
+            device,
+            offset: sb.data_offset.0,
+            device_sectors,
+        });
+    }
+    Ok(())
+}
+
+/// Whether a copy of a backing device may get a UUID of its own: only when nothing of it is dirty on
+/// a cache, for a cache knows it by its UUID.
+///
+/// # Errors
+/// It is dirty.
+pub fn check_clone(device: &str, sb: &BackingSuper) -> Result<(), SetError> {
+    if sb.state() != BackingState::Dirty {
+        return Ok(());
+    }
+    Err(SetError::Busy(format!(
+        "{device} has dirty data on cache set {}, which knows it by its UUID: only a clean copy can \
+         get another; write the original back first (bdev_bcache_detach), then copy it again",
+        sb.set_uuid
+    )))
 }
 
 /// A name as a label.
@@ -161,7 +210,7 @@ pub fn new_cache(
 ) -> Result<CacheSuper, SetError> {
     let rng = Rng::new(host.entropy());
     let bucket = bucket_sectors(disk.size_sectors(), block_sectors, bucket_kb);
-    let sb = CacheSuper::new(
+    let mut sb = CacheSuper::new(
         rng.uuid(),
         rng.uuid(),
         disk.size_sectors(),
@@ -169,6 +218,7 @@ pub fn new_cache(
         bucket,
     )
     .map_err(|e| SetError::Super(disk.name(), e))?;
+    sb.set_ran_on(&RanOn::new(disk.kind(), disk.size_sectors()));
     let journal_blocks = journal_buckets(sb.nbuckets) * u64::from(bucket / block_sectors);
     if journal_blocks < JOURNAL_BLOCKS_MIN {
         return Err(SetError::Invalid(format!(
@@ -195,6 +245,7 @@ pub fn new_backing(
     let mut sb = BackingSuper::new(uuid, block_sectors as u16, DEFAULT_DATA_OFFSET)
         .map_err(|e| SetError::Super(disk.name(), e))?;
     sb.label = label;
+    sb.set_ran_on(&RanOn::new(disk.kind(), disk.size_sectors()));
     Ok(sb)
 }
 

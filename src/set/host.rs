@@ -130,6 +130,12 @@ pub trait Host {
     /// See [`OpenError`].
     fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError>;
 
+    /// The own name of the bdev that `name` is the name or an alias of; `None` when there is none.
+    fn resolve(&self, name: &str) -> Option<String>;
+
+    /// Whether a host (an export, another module) has a shown volume open.
+    fn is_open(&self, name: &str) -> bool;
+
     /// Whether there is a bdev of this name, a volume's or another.
     fn is_taken(&self, name: &str) -> bool;
 

@@ -12,8 +12,10 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
 use super::cache::CacheSet;
+use super::claims::Claims;
 use super::error::SetError;
 use super::host::Host;
+use super::identity::LeftAlone;
 use super::join::drop_clean;
 use super::options::Later;
 use super::volume::Volume;
@@ -35,6 +37,11 @@ pub struct Hub {
     pub(super) volumes: RefCell<BTreeMap<String, Rc<Volume>>>,
     pub(super) turn: Lock,
     pub(super) later: RefCell<Later>,
+    pub(super) claims: Claims,
+    /// Devices that examine found and did not bring up, by bdev.
+    pub(super) left: RefCell<BTreeMap<String, LeftAlone>>,
+    /// Bdevs that examine leaves alone.
+    pub examine_exclude: RefCell<Vec<String>>,
     /// Whether superblocks found by examine are brought up.
     pub examine_enabled: Cell<bool>,
 }
@@ -50,6 +57,9 @@ impl Hub {
             volumes: RefCell::default(),
             turn: Lock::default(),
             later: RefCell::default(),
+            claims: Claims::default(),
+            left: RefCell::default(),
+            examine_exclude: RefCell::default(),
             examine_enabled: Cell::new(true),
         });
         let ticking = Rc::downgrade(&hub);
@@ -63,6 +73,8 @@ impl Hub {
                 }
             }
         });
+        hub.exec
+            .spawn(super::identity::keep_names(Rc::downgrade(&hub)));
         hub
     }
 
@@ -100,7 +112,7 @@ impl Hub {
     pub fn volume(&self, name: &str) -> Result<Rc<Volume>, SetError> {
         let volumes = self.volumes.borrow();
         let found = volumes.get(name).cloned();
-        found.ok_or_else(|| SetError::NoVolume(name.into()))
+        found.ok_or_else(|| self.no_volume(name))
     }
 
     /// The running set of a UUID.
@@ -178,6 +190,9 @@ impl Hub {
             });
         }
         *volume.shared.borrow_mut() = Some(shared);
+        if volume.name == volume.wanted_name() {
+            volume.reason.take();
+        }
         self.apply_later(volume);
         let mut volumes = self.volumes.borrow_mut();
         volumes.insert(volume.name.clone(), volume.clone());
@@ -224,7 +239,15 @@ impl Hub {
     /// There is no such volume, or it could not be hidden.
     pub async fn delete(&self, name: &str) -> Result<(), SetError> {
         let _turn = self.turn.lock().await;
-        let volume = self.volume(name)?;
+        let volume = match self.volume(name) {
+            Ok(volume) => volume,
+            Err(SetError::LeftAlone { device, .. }) => {
+                // There is no bdev: it is not listed any more.
+                self.left.borrow_mut().remove(&device);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         self.take_down(&volume).await
     }
 
@@ -281,7 +304,7 @@ impl Hub {
         let set = self.set(set)?;
         for volume in self.volumes_of(&set) {
             if volume.backing.is_some() {
-                self.part(&volume).await?;
+                self.part(&volume, false).await?;
             }
         }
         self.stop_one(&set).await
@@ -350,9 +373,13 @@ impl Hub {
         let (old, new) = (shared.size_sectors(), backing.volume_sectors());
         if new <= old {
             if new < old {
+                let beyond = self.dirty_beyond_end(&volume);
                 log::error!(
-                    "{bdev} has shrunk under {}: its end is out of reach",
-                    volume.name
+                    "{bdev} has shrunk under {}: what lies beyond sector {} is out of reach, \
+                     {beyond} dirty bytes of it on the cache; they stay there until the size is \
+                     back, or are given up (bdev_bcache_detach discard_dirty=true)",
+                    volume.name,
+                    backing.end().0
                 );
             }
             return;

@@ -11,15 +11,25 @@ use std::rc::Rc;
 use super::cache::CacheSet;
 use super::error::SetError;
 use super::hub::Hub;
-use super::volume::{Link, Volume};
+use super::identity::dirty_beyond;
+use super::register::RegisterAs;
+use super::volume::{Backing, Link, Volume};
 use crate::disk::IoError;
-use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
+use crate::format::superblock::{BackingState, BackingSuper, CacheMode, RanOn};
 use crate::format::uuids::UuidEntry;
-use crate::units::{Inode, Sector, Uuid};
+use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
 /// Whether a superblock says that the keys in this set hold.
 fn is_member(sb: &BackingSuper, set: &CacheSet) -> bool {
     sb.set_uuid == set.set_uuid() && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+}
+
+/// The sequence number that the set has seen, where the superblock of a member has a lower one: it
+/// is an older copy, and what the set holds may be newer or of data that it does not have.
+fn is_older(sb: &BackingSuper, set: &CacheSet) -> Option<u64> {
+    let inode = set.find_uuid(sb.uuid).filter(|_| is_member(sb, set))?;
+    let seen = set.uuids()[inode.0 as usize].backing_seq;
+    (sb.seq < seen).then_some(seen)
 }
 
 impl Hub {
@@ -36,6 +46,14 @@ impl Hub {
             return Err(SetError::Stopped(why));
         }
         let (member, known) = (is_member(sb, set), set.find_uuid(sb.uuid));
+        if let Some(seen) = is_older(sb, set).filter(|_| !discard_dirty) {
+            return Err(SetError::OlderCopy {
+                device: device.into(),
+                seq: sb.seq,
+                seen,
+                set: set.set_uuid(),
+            });
+        }
         let dirty = sb.state() == BackingState::Dirty;
         if dirty && !member && !discard_dirty {
             return Err(SetError::CacheMissing {
@@ -70,31 +88,49 @@ impl Hub {
         let sb = backing.superblock();
         let name = backing.disk.name();
         self.check_join(&sb, &name, set, discard_dirty)?;
+        let end = backing.end();
+        self.check_end(volume, set, discard_dirty)?;
         let io = |e| SetError::Io(name.clone(), e);
         // What a clean key says is on the backing device must be durable there.
         backing.disk.flush().await.map_err(io)?;
         let known = set.find_uuid(sb.uuid);
-        let kept = known.is_some() && is_member(&sb, set);
+        let kept = known.is_some() && is_member(&sb, set) && is_older(&sb, set).is_none();
         let inode = match known {
             Some(inode) => inode,
             None => self.new_entry(set, volume, &sb).await?,
         };
-        if kept {
-            self.note_return(set, inode).await;
-        } else if known.is_some() {
+        if !kept && known.is_some() {
             // It was without this cache since: its keys mean nothing any more.
             drop_keys(set, inode).await?;
+        } else if kept && has_beyond(set, inode, end) {
+            // Clean data that the device does not have any more are of no device; dirty data wait
+            // for its size to come back, unless they are given up.
+            drop_some(set, inode, end, !discard_dirty).await?;
         }
-        if !(kept && sb.state() == BackingState::Dirty) {
+        let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
+        let noted = sb.ran_on().as_ref() == Some(&note);
+        if !(kept && noted && sb.state() == BackingState::Dirty) {
             let dirty = set.tree.dirty_sectors(inode) > 0;
+            if kept && dirty && sb.state() == BackingState::Clean {
+                log::warn!(
+                    "{name} says that it is clean, but cache set {} has dirty data of it: a kernel \
+                     that crashed leaves that; it is marked dirty, and its volume starts with them",
+                    set.set_uuid()
+                );
+            }
             let set_it = |sb: &mut BackingSuper| {
+                sb.set_ran_on(&note);
                 sb.set_uuid = set.set_uuid();
-                sb.set_state(match dirty {
+                let stays = kept && sb.state() == BackingState::Dirty;
+                sb.set_state(match dirty || stays {
                     true => BackingState::Dirty,
                     false => BackingState::Clean,
                 });
             };
             backing.change(set_it).await.map_err(io)?;
+        }
+        if kept {
+            self.note_return(set, inode, &backing).await;
         }
         let marked = backing.superblock().state() == BackingState::Dirty;
         let owned = set.owner.add_volume(
@@ -111,14 +147,50 @@ impl Hub {
         Ok(())
     }
 
-    /// Notes in the uuid table when a volume was brought up last, as the kernel does: for people.
-    /// So nothing waits for it, and a cache without a free bucket goes without.
-    async fn note_return(&self, set: &CacheSet, inode: Inode) {
+    /// Whether all dirty data that a set has of a volume lie within its backing device, or it was
+    /// said that they need not.
+    ///
+    /// # Errors
+    /// [`SetError::Beyond`].
+    pub(super) fn check_end(
+        &self,
+        volume: &Volume,
+        set: &CacheSet,
+        discard_dirty: bool,
+    ) -> Result<(), SetError> {
+        let Some(backing) = &volume.backing else {
+            return Ok(());
+        };
+        let (sb, end) = (backing.superblock(), backing.end());
+        let known = set.find_uuid(sb.uuid).filter(|_| is_member(&sb, set));
+        let sectors = known.map_or(0, |inode| dirty_beyond(set, inode, end));
+        if sectors == 0 || discard_dirty {
+            return Ok(());
+        }
+        let error = SetError::Beyond {
+            name: volume.name.clone(),
+            bytes: sectors * SECTOR_BYTES as u64,
+            end,
+        };
+        if !volume.accept_size.get() {
+            return Err(error);
+        }
+        log::warn!("{error}; it is started, as was asked for");
+        Ok(())
+    }
+
+    /// Notes in the uuid table when a volume was brought up last, as the kernel does: for people. And
+    /// the sequence number of its superblock, which is durable, so that an older copy is known for
+    /// one. Nothing waits for it, and a cache without a free bucket goes without.
+    async fn note_return(&self, set: &CacheSet, inode: Inode, backing: &Backing) {
         if !set.alloc.take_ready(1) {
             return;
         }
-        let now_s = self.host.now_s();
-        let noted = set.change_uuids(|table| table[inode.0 as usize].last_reg = now_s);
+        let (now_s, seq) = (self.host.now_s(), backing.superblock().seq);
+        let noted = set.change_uuids(|table| {
+            let entry = &mut table[inode.0 as usize];
+            (entry.last_reg, entry.backing_seq) = (now_s, seq);
+        });
         if let Err(error) = noted.await {
             log::warn!("the return of volume {} was not noted: {error}", inode.0);
         }
@@ -133,7 +205,8 @@ impl Hub {
         let inode = set
             .free_uuid()
             .ok_or_else(|| SetError::NoRoom(set.set_uuid()))?;
-        let entry = UuidEntry::backing(volume.uuid, sb.label, self.host.now_s());
+        let mut entry = UuidEntry::backing(volume.uuid, sb.label, self.host.now_s());
+        entry.backing_seq = sb.seq;
         // Keys of a volume that had the entry before would be taken for this one's.
         drop_keys(set, inode).await?;
         set.change_uuids(|table| table[inode.0 as usize] = entry)
@@ -174,6 +247,57 @@ impl Hub {
         }
     }
 
+    /// Runs a volume that waits, for good: see [`run_alone`](Self::run_alone); with `accept_size`,
+    /// one whose backing device is smaller than what its running set has of it, or than it was.
+    ///
+    /// # Errors
+    /// See [`SetError`].
+    pub async fn run(
+        self: &Rc<Self>,
+        name: &str,
+        discard_dirty: bool,
+        accept_size: bool,
+    ) -> Result<(), SetError> {
+        let waiting = match self.volume(name) {
+            Ok(volume) => Some(volume).filter(|v| !v.is_running() && self.set_of(v).is_some()),
+            Err(SetError::LeftAlone { device, .. }) if accept_size => {
+                let how = RegisterAs {
+                    accept_size: true,
+                    ..RegisterAs::default()
+                };
+                return self.register_as(&device, &how).await.map(|_| ());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(volume) = waiting.as_ref().filter(|_| !accept_size) {
+            if let Some(set) = self.set_of(volume) {
+                self.check_end(volume, &set, false)?;
+            }
+        }
+        let Some(volume) = waiting.filter(|_| accept_size) else {
+            return self.run_alone(name, discard_dirty).await;
+        };
+        let _turn = self.turn.lock().await;
+        if volume.is_running() {
+            return Ok(());
+        }
+        let Some(set) = self.set_of(&volume) else {
+            return Err(SetError::Busy(format!(
+                "the cache set of {name} has stopped"
+            )));
+        };
+        self.check_unused(name)?;
+        volume.accept_size.set(true);
+        self.join(&volume, &set, discard_dirty).await?;
+        self.show(&volume)
+    }
+
+    /// The running set that a waiting volume's superblock names.
+    fn set_of(&self, volume: &Volume) -> Option<Rc<CacheSet>> {
+        let set = volume.backing.as_ref()?.superblock().set_uuid;
+        self.find_set(set)
+    }
+
     /// Runs a volume that waits for its cache set without it, for good: what the set holds of it is
     /// old from then on, and its superblock says so (stale) before the first host I/O.
     ///
@@ -209,17 +333,22 @@ impl Hub {
         self.show(&volume)
     }
 
-    /// Writes a volume's dirty data back and runs it without a cache.
+    /// Writes a volume's dirty data back and runs it without a cache. Those that lie beyond the end
+    /// of its backing device are given up with `discard_dirty`.
     ///
     /// # Errors
     /// See [`SetError`]; the volume stays attached then.
-    pub async fn detach(&self, name: &str) -> Result<(), SetError> {
+    pub async fn detach(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
         let _turn = self.turn.lock().await;
         let volume = self.volume(name)?;
-        self.part(&volume).await
+        self.part(&volume, discard_dirty).await
     }
 
-    pub(super) async fn part(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
+    pub(super) async fn part(
+        &self,
+        volume: &Rc<Volume>,
+        discard_dirty: bool,
+    ) -> Result<(), SetError> {
         let name = volume.name.clone();
         let Some(backing) = volume.backing.clone() else {
             return Err(SetError::Invalid(format!(
@@ -227,8 +356,20 @@ impl Hub {
             )));
         };
         let Some(link) = volume.link.borrow().clone() else {
-            return Ok(());
+            return match &*volume.reason.borrow() {
+                Some(why) if !volume.is_running() => Err(SetError::Busy(why.clone())),
+                _ => Ok(()),
+            };
         };
+        let (end, inode) = (backing.end(), link.volume.inode);
+        let beyond = dirty_beyond(&link.set, inode, end);
+        if beyond > 0 && !discard_dirty {
+            return Err(SetError::Beyond {
+                name,
+                bytes: beyond * SECTOR_BYTES as u64,
+                end,
+            });
+        }
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
         // No new dirty data from here on, neither by the mode, once the fronts are made anew, nor
@@ -244,6 +385,10 @@ impl Hub {
             return Err(SetError::Io(name, error));
         }
         *volume.shared.borrow_mut() = Some(around.clone());
+        if beyond > 0 {
+            drop_beyond(&link.set, inode, end).await?;
+            link.set.writeback.begin_anew(&link.volume);
+        }
         let alone = async {
             link.set.writeback.clean_all(&link.volume).await?;
             if !link.volume.is_leaving() {
@@ -291,6 +436,16 @@ pub(super) fn check_blocks(
         });
     }
     Ok(())
+}
+
+/// Whether a set has any key of an inode from a sector on.
+fn has_beyond(set: &CacheSet, inode: Inode, end: Sector) -> bool {
+    let mut any = false;
+    set.tree.scan(inode, end, Sector::MAX, &mut |_| {
+        any = true;
+        false
+    });
+    any
 }
 
 /// Deletes all keys of an inode, durably.

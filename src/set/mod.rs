@@ -2,10 +2,12 @@
 //!
 //! [`hub`] knows all of them and does what the RPCs ask, with [`create`], [`register`], [`join`]
 //! and [`options`]; [`cache`] is one running set, [`volume`]
-//! one volume, `failure` says what becomes of volumes when their cache device fails, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what
+//! one volume, [`identity`] tells copies and parts of a device from it and names volumes, `claims` keeps
+//! two operations from taking the same, `failure` says what becomes of volumes when their cache device fails, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what
 //! they ask of the world.
 
 pub mod cache;
+mod claims;
 pub mod create;
 pub mod error;
 mod failure;
@@ -13,6 +15,7 @@ mod flash;
 pub mod format;
 pub mod host;
 pub mod hub;
+pub mod identity;
 pub mod join;
 pub mod members;
 pub mod options;

@@ -72,6 +72,7 @@ macro_rules! access {
 access!(switch, Bool, bool, bool);
 access!(number, Uint, u64, u64);
 access!(word, Word, &'static str, &'static str);
+access!(texts, Texts, Vec<String>, Vec<String>);
 
 /// What an option of a volume needs.
 enum VolumeAccess {
@@ -132,6 +133,12 @@ fn of_module(option: ModuleOption) -> Access<Hub> {
         ModuleOption::Examine => switch(
             |hub: &Hub| hub.examine_enabled.get(),
             |hub, on| hub.examine_enabled.set(on),
+        ),
+        ModuleOption::ExamineExclude => texts(
+            |hub: &Hub| hub.examine_exclude.borrow().clone(),
+            |hub, names| {
+                hub.examine_exclude.replace(names);
+            },
         ),
     }
 }

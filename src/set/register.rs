@@ -7,16 +7,19 @@
 use std::rc::Rc;
 
 use super::cache::{CacheSet, read_super};
+use super::claims::{Claim, Key};
 use super::error::SetError;
 use super::format;
 use super::host::OpenError;
 use super::hub::Hub;
+use super::identity::wanted_name;
 use super::options::apply_to_set;
 use super::volume::{Backing, Link, Volume};
 use crate::disk::Disk;
-use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, Super};
+use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, RanOn, Super};
 use crate::format::uuids::UuidEntry;
 use crate::limits::MAX_KEY_OFFSET;
+use crate::rng::Rng;
 use crate::units::{Inode, Uuid};
 
 /// What a device turned out to be.
@@ -30,29 +33,71 @@ pub struct Registered {
     pub set: Uuid,
 }
 
+/// How a device is to be brought up.
+#[derive(Clone, Debug, Default)]
+pub struct RegisterAs {
+    /// The name of the volume, written to the device as its label.
+    pub name: Option<String>,
+    /// It is a copy: it gets a UUID of its own.
+    pub new_uuid: bool,
+    /// It may be smaller than what the cache holds of it.
+    pub accept_size: bool,
+}
+
+impl RegisterAs {
+    fn is_plain(&self) -> bool {
+        self.name.is_none() && !self.new_uuid
+    }
+}
+
 impl Hub {
     /// Brings up what a device holds.
     ///
     /// # Errors
-    /// It holds nothing of bcache's, or what it holds cannot be brought up.
+    /// See [`register_as`](Self::register_as).
     pub async fn register(self: &Rc<Self>, bdev: &str) -> Result<Registered, SetError> {
+        self.register_as(bdev, &RegisterAs::default()).await
+    }
+
+    /// Brings up what a device holds, as is said.
+    ///
+    /// # Errors
+    /// It holds nothing of bcache's, or what it holds cannot be brought up.
+    pub async fn register_as(
+        self: &Rc<Self>,
+        bdev: &str,
+        how: &RegisterAs,
+    ) -> Result<Registered, SetError> {
         let _turn = self.turn.lock().await;
-        if let Some(set) = self.set_on(bdev) {
-            self.bring_up_flash(&set);
+        let bdev = self.own_name(bdev);
+        let mut claim = self.claims.bdevs(&[&bdev]).await;
+        if let Some(set) = self.set_on(&bdev) {
+            how.check_cache(&bdev)?;
+            self.bring_up_flash(&set).await;
             return Ok(registered_cache(&set));
         }
-        if let Some(volume) = self.volume_on(bdev) {
-            return self.bring_up(volume).await;
+        if let Some(volume) = self.volume_on(&bdev) {
+            if !how.is_plain() && (how.new_uuid || how.name.as_ref() != Some(&volume.name)) {
+                return Err(SetError::Busy(format!(
+                    "{bdev} is the backing device of volume {}: delete the volume first \
+                     (bdev_bcache_delete; its data stay), then register the device",
+                    volume.name
+                )));
+            }
+            return self.bring_up(volume, how.accept_size).await;
         }
-        let disk = self.open(bdev)?;
+        let disk = self.open(&bdev)?;
         match read_super(&disk).await? {
             Super::Cache(sb) => {
+                how.check_cache(&bdev)?;
+                self.check_twin(&bdev, sb.uuid, Some(sb.set_uuid))?;
+                claim.add(Key::Uuid(sb.set_uuid))?;
                 let set = self.start_set(disk, sb).await?;
-                self.bring_up_flash(&set);
+                self.bring_up_flash(&set).await;
                 self.bring_up_waiting(&set).await;
                 Ok(registered_cache(&set))
             }
-            Super::Backing(sb) => self.register_backing(disk, sb).await,
+            Super::Backing(sb) => self.register_backing(disk, sb, how, claim).await,
         }
     }
 
@@ -81,28 +126,56 @@ impl Hub {
         &self,
         disk: Rc<dyn Disk>,
         mut sb: BackingSuper,
+        how: &RegisterAs,
+        mut claim: Claim,
     ) -> Result<Registered, SetError> {
         let bdev = disk.name();
-        sb.check_device(disk.size_sectors())
-            .map_err(|e| SetError::Super(bdev.clone(), e))?;
-        if u32::from(sb.block_sectors) < disk.block_sectors() {
-            return Err(SetError::BlockTooSmall {
-                device: bdev,
-                set_sectors: sb.block_sectors.into(),
-                device_sectors: disk.block_sectors(),
-            });
+        format::check_geometry(&disk, &sb)?;
+        if how.new_uuid {
+            format::check_clone(&bdev, &sb)?;
+        } else {
+            self.check_twin(&bdev, sb.uuid, None)?;
+            claim.add(Key::Uuid(sb.uuid))?;
         }
-        let name = format::name_of(&sb.label).unwrap_or_else(|| short_name(sb.uuid));
-        self.check_name(&name)?;
-        let uuid = sb.uuid;
+        let label = match &how.name {
+            Some(name) => {
+                self.check_name(name)?;
+                Some(format::label(name)?)
+            }
+            None => None,
+        };
+        let old = sb.clone();
+        if how.new_uuid {
+            sb.become_clone(Rng::new(self.host.entropy()).uuid());
+        }
+        if let Some(label) = label {
+            sb.label = label;
+        }
+        let (name, reason) = self.name_for(&sb.label, sb.uuid).await?;
+        claim.add(Key::Name(name.clone()))?;
         // On disk with the next change, as in the kernel.
         sb.last_mount = self.host.now_s();
-        let volume = Volume::new(name, uuid, Some(Backing::new(disk, sb)));
-        self.bring_up(volume).await
+        let (uuid, label) = (sb.uuid, sb.label);
+        let backing = Backing::new(disk, old);
+        if !how.is_plain() {
+            let changed = backing.change(|on_disk| *on_disk = sb).await;
+            changed.map_err(|e| SetError::Io(bdev.clone(), e))?;
+            let of = wanted_name(&label, uuid);
+            log::info!("{bdev} has UUID {uuid} now, and its volume is called {of}");
+        } else {
+            backing.note_mount(self.host.now_s());
+        }
+        let volume = Volume::new(name, uuid, Some(backing));
+        *volume.reason.borrow_mut() = reason;
+        self.bring_up(volume, how.accept_size).await
     }
 
     /// Shows a volume, or lets it wait.
-    async fn bring_up(&self, volume: Rc<Volume>) -> Result<Registered, SetError> {
+    pub(super) async fn bring_up(
+        &self,
+        volume: Rc<Volume>,
+        accept_size: bool,
+    ) -> Result<Registered, SetError> {
         let backing = volume.backing.clone().expect("it was found by its device");
         let sb = backing.superblock();
         let answer = Registered {
@@ -114,9 +187,20 @@ impl Hub {
             return Ok(answer);
         }
         if !matches!(sb.state(), BackingState::Clean | BackingState::Dirty) {
+            self.note_ran_on(&backing).await;
             self.show(&volume)?;
         } else if let Some(set) = self.find_set(sb.set_uuid) {
             self.check_unused(&volume.name)?;
+            volume
+                .accept_size
+                .set(accept_size || volume.accept_size.get());
+            if let Err(error) = self.check_end(&volume, &set, false) {
+                // It waits, and keeps its name, until it is told to run or has its size back.
+                *volume.reason.borrow_mut() = Some(error.to_string());
+                let name = volume.name.clone();
+                self.volumes.borrow_mut().insert(name, volume);
+                return Err(error);
+            }
             self.join(&volume, &set, false).await?;
             self.show(&volume)?;
         } else {
@@ -134,20 +218,26 @@ impl Hub {
         Ok(answer)
     }
 
+    /// Notes on a backing device what it runs on. Where that fails the volume runs all the same:
+    /// examine then knows less at the next start.
+    async fn note_ran_on(&self, backing: &Rc<Backing>) {
+        let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
+        if backing.superblock().ran_on().as_ref() == Some(&note) {
+            return;
+        }
+        if let Err(error) = backing.change(|sb| sb.set_ran_on(&note)).await {
+            let bdev = backing.disk.name();
+            log::warn!("{bdev}: what it runs on could not be noted: {error}");
+        }
+    }
+
     /// Starts the set on a device.
     pub(super) async fn start_set(
         &self,
         disk: Rc<dyn Disk>,
         sb: CacheSuper,
     ) -> Result<Rc<CacheSet>, SetError> {
-        if let Some(other) = self.find_set(sb.set_uuid) {
-            return Err(SetError::Busy(format!(
-                "{} claims to be cache set {}, which runs on {}",
-                disk.name(),
-                sb.set_uuid,
-                other.disk.name()
-            )));
-        }
+        self.check_twin(&disk.name(), sb.uuid, Some(sb.set_uuid))?;
         let name = disk.name();
         log::info!("{name}: starting cache set {}", sb.set_uuid);
         let set = CacheSet::start(&*self.host, self.exec.clone(), disk, sb).await?;
@@ -171,32 +261,32 @@ impl Hub {
             if volume.is_running() || !waits {
                 continue;
             }
-            if let Err(error) = self.bring_up(volume.clone()).await {
+            if let Err(error) = self.bring_up(volume.clone(), false).await {
                 log::error!("volume {} was not brought up: {error}", volume.name);
+                *volume.reason.borrow_mut() = Some(error.to_string());
             }
         }
     }
 
     /// Brings up the volumes that live on a set alone and are not up.
-    pub(super) fn bring_up_flash(&self, set: &Rc<CacheSet>) {
+    pub(super) async fn bring_up_flash(&self, set: &Rc<CacheSet>) {
         let up: Vec<Uuid> = self.volumes_of(set).iter().map(|v| v.uuid).collect();
         for (i, entry) in set.uuids().into_iter().enumerate() {
             if entry.is_live() && entry.is_flash_only() && !up.contains(&entry.uuid) {
-                if let Err(error) = self.show_flash(set, Inode(i as u32), &entry) {
+                if let Err(error) = self.show_flash(set, Inode(i as u32), &entry).await {
                     log::error!("flash volume {} was not brought up: {error}", entry.uuid);
                 }
             }
         }
     }
 
-    pub(super) fn show_flash(
+    pub(super) async fn show_flash(
         &self,
         set: &Rc<CacheSet>,
         inode: Inode,
         entry: &UuidEntry,
     ) -> Result<String, SetError> {
-        let name = format::name_of(&entry.label).unwrap_or_else(|| short_name(entry.uuid));
-        self.check_name(&name)?;
+        let (name, reason) = self.name_for(&entry.label, entry.uuid).await?;
         let block = u64::from(set.superblock().block_sectors);
         if entry.sectors < block || entry.sectors >= MAX_KEY_OFFSET {
             return Err(SetError::Invalid(format!(
@@ -207,6 +297,7 @@ impl Hub {
             )));
         }
         let volume = Volume::new(name.clone(), entry.uuid, None);
+        *volume.reason.borrow_mut() = reason;
         let mark: crate::request::owner::Mark = Box::new(|_| Box::pin(async { Ok(()) }));
         let owned = set.owner.add_volume(inode, None, true, mark);
         let link = Link {
@@ -221,31 +312,74 @@ impl Hub {
     }
 
     /// Looks at a device that has appeared, and brings up what it holds, if that is wanted. Errors
-    /// are logged.
+    /// are logged. What is not bcache's is no error, and what cannot bear a superblock neither.
     pub async fn examine(self: &Rc<Self>, bdev: &str) {
-        let asked = self.later.borrow_mut().bdevs.remove(bdev);
-        if !(asked || self.examine_enabled.get()) || self.set_on(bdev).is_some() {
+        let asked = self.take_asked(bdev);
+        let wanted = self.examine_enabled.get() && !self.is_excluded(bdev);
+        if !(asked || wanted) || self.set_on(bdev).is_some() {
             return;
         }
-        let Ok(disk) = self.host.peek(bdev) else {
-            return;
+        let disk = match self.host.peek(bdev) {
+            Ok(disk) => disk,
+            Err(error) if asked => return log::error!("{bdev}: {error}"),
+            Err(_) => return,
         };
-        match read_super(&disk).await {
-            Ok(_) => drop(disk),
+        let found = match read_super(&disk).await {
+            Ok(found) => found,
             Err(SetError::Super(name, error)) => {
                 return log::error!("{name} bears bcache's magic number, but: {error}");
             }
             Err(error) if asked => return log::error!("{error}"),
             Err(_) => return,
+        };
+        let (why, size_sectors) = (self.misfit(&disk, &found), disk.size_sectors());
+        // Not held while others are waited for: whoever removes the bdev waits for its close.
+        drop(disk);
+        if let Some(why) = why.filter(|_| !asked) {
+            let why = SetError::Misfit(bdev.into(), why);
+            return self.leave_alone(bdev, size_sectors, found, &why);
         }
         match self.register(bdev).await {
             Ok(_) | Err(SetError::Open(_, OpenError::Busy)) => {}
+            Err(error @ (SetError::Twin { .. } | SetError::OlderCopy { .. })) => {
+                self.leave_alone(bdev, size_sectors, found, &error);
+            }
             // Its cache device may be examined next.
             Err(error @ SetError::CacheMissing { .. }) => log::warn!("{error}"),
             Err(SetError::Open(name, OpenError::Unfit(why))) => {
                 log::warn!("{name} bears a superblock of bcache and is not started: {why}");
             }
             Err(error) => log::error!("{error}"),
+        }
+    }
+
+    /// Whether a bdev that has appeared was waited for, under its own name or an alias; it is not any
+    /// more.
+    fn take_asked(&self, bdev: &str) -> bool {
+        let mut later = self.later.borrow_mut();
+        let before = later.bdevs.len();
+        let is_it = |name: &String| name == bdev || self.own_name(name) == bdev;
+        later.bdevs.retain(|name| !is_it(name));
+        later.bdevs.len() < before
+    }
+
+    /// Whether examine is to leave a bdev alone.
+    fn is_excluded(&self, bdev: &str) -> bool {
+        let excluded = self.examine_exclude.borrow();
+        excluded
+            .iter()
+            .any(|name| name == bdev || self.own_name(name) == bdev)
+    }
+}
+
+impl RegisterAs {
+    /// Whether this can be asked of a cache device.
+    fn check_cache(&self, bdev: &str) -> Result<(), SetError> {
+        match self.is_plain() {
+            true => Ok(()),
+            false => Err(SetError::Invalid(format!(
+                "{bdev} is a cache device: name and new_uuid are for backing devices"
+            ))),
         }
     }
 }
@@ -256,10 +390,4 @@ fn registered_cache(set: &CacheSet) -> Registered {
         uuid: set.superblock().uuid,
         set: set.set_uuid(),
     }
-}
-
-/// The name of a volume that has no label: the kernel's devices have none.
-fn short_name(uuid: Uuid) -> String {
-    let text = uuid.to_string();
-    format!("bcache-{}", &text[..8])
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::cache::{CacheSet, write_super};
+use super::identity::wanted_name;
 use crate::disk::{Disk, IoError, Watched};
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::request::owner;
@@ -17,7 +18,7 @@ use crate::request::trouble::BackingHealth;
 use crate::request::volume::VolumeShared;
 use crate::stats::{Totals, Windows};
 use crate::task::Lock;
-use crate::units::{Inode, Uuid};
+use crate::units::{Inode, Sector, Uuid};
 
 /// A backing device and its superblock.
 pub struct Backing {
@@ -48,6 +49,11 @@ impl Backing {
     /// The superblock as it was last written.
     pub fn superblock(&self) -> BackingSuper {
         self.superblock.borrow().clone()
+    }
+
+    /// Notes when the device was brought up; on disk with the next change, as in the kernel.
+    pub(super) fn note_mount(&self, now_s: u32) {
+        self.superblock.borrow_mut().last_mount = now_s;
     }
 
     /// Changes the superblock, durably. On failure memory keeps what was there.
@@ -96,6 +102,12 @@ impl Backing {
         })
     }
 
+    /// The first sector that the device does not have, or not whole blocks of: keys of the volume
+    /// name the device's sectors, and those from here on cannot be written back.
+    pub fn end(&self) -> Sector {
+        self.superblock.borrow().data_offset + self.volume_sectors()
+    }
+
     /// Sectors of the volume on it.
     pub fn volume_sectors(&self) -> u64 {
         let superblock = self.superblock.borrow();
@@ -135,6 +147,10 @@ pub struct Volume {
     pub windows: RefCell<Windows>,
     /// A flush that was asked for is under way.
     pub flushing: Cell<bool>,
+    /// Why it does not run, or not under the name that it wants.
+    pub reason: RefCell<Option<String>>,
+    /// It was started although the cache has dirty data beyond the end of its backing device.
+    pub accept_size: Cell<bool>,
 }
 
 impl Volume {
@@ -149,7 +165,40 @@ impl Volume {
             totals: Arc::default(),
             windows: RefCell::default(),
             flushing: Cell::new(false),
+            reason: RefCell::default(),
+            accept_size: Cell::new(false),
         })
+    }
+
+    /// The same volume under another name, not shown; this one has no link any more.
+    pub(super) fn renamed(&self, name: String) -> Rc<Volume> {
+        Rc::new(Volume {
+            name,
+            uuid: self.uuid,
+            backing: self.backing.clone(),
+            link: RefCell::new(self.link.take()),
+            shared: RefCell::default(),
+            totals: self.totals.clone(),
+            windows: RefCell::new(self.windows.take()),
+            flushing: Cell::new(self.flushing.get()),
+            reason: RefCell::default(),
+            accept_size: self.accept_size.clone(),
+        })
+    }
+
+    /// The name that its label asks for, or its UUID where it has none.
+    pub fn wanted_name(&self) -> String {
+        let of_table = || {
+            let link = self.link.borrow();
+            let link = link.as_ref()?;
+            let table = link.set.uuids();
+            table.get(link.volume.inode.0 as usize).map(|e| e.label)
+        };
+        let label = match &self.backing {
+            Some(backing) => Some(backing.superblock.borrow().label),
+            None => of_table(),
+        };
+        wanted_name(&label.unwrap_or_default(), self.uuid)
     }
 
     /// Whether hosts can use it.

@@ -231,6 +231,13 @@ impl Medium {
         (self.visible.borrow().len() / SECTOR_BYTES) as u64
     }
 
+    /// It becomes so many sectors large, which is smaller; what lay beyond is lost.
+    pub fn shrink(&self, sectors: u64) {
+        for side in [&self.visible, &self.durable] {
+            side.borrow_mut().truncate(sectors as usize * SECTOR_BYTES);
+        }
+    }
+
     /// It becomes so many sectors larger; those are zeros.
     pub fn grow(&self, sectors: u64) {
         let bytes = sectors as usize * SECTOR_BYTES;

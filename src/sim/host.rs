@@ -67,6 +67,14 @@ impl Host for SimHost {
         self.open(name)
     }
 
+    fn resolve(&self, name: &str) -> Option<String> {
+        self.is_taken(name).then(|| name.to_string())
+    }
+
+    fn is_open(&self, name: &str) -> bool {
+        self.stage.volume(name).is_some()
+    }
+
     fn is_taken(&self, name: &str) -> bool {
         self.disks.borrow().contains_key(name) || self.stage.volume(name).is_some()
     }

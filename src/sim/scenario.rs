@@ -397,7 +397,7 @@ async fn write_back(m: Rc<Machine>) -> Done {
 async fn detach(m: Rc<Machine>) -> Done {
     m.register_all().await?;
     let leaving = async {
-        let done = m.hub.detach("v0").await;
+        let done = m.hub.detach("v0", false).await;
         done.map_err(|e| e.to_string())
     };
     let working = async {

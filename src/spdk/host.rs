@@ -297,6 +297,25 @@ impl Host for ModuleHost {
         Ok(Rc::new(SpdkDisk::open(name, Access::ReadOnly)?))
     }
 
+    fn resolve(&self, name: &str) -> Option<String> {
+        let name = CString::new(name).ok()?;
+        // SAFETY: the name ends in NUL and is read during the call; the bdev's own name is copied
+        // before anything else runs on this thread.
+        unsafe {
+            let bdev = sys::spdk_bdev_get_by_name(name.as_ptr());
+            (!bdev.is_null()).then(|| {
+                let own = CStr::from_ptr(sys::spdk_bdev_get_name(bdev));
+                own.to_string_lossy().into_owned()
+            })
+        }
+    }
+
+    fn is_open(&self, name: &str) -> bool {
+        let found = self.0.find(name);
+        // SAFETY: the bdev is registered: it is freed after it has left `volumes`.
+        found.is_some_and(|exposed| unsafe { sys::bcache_volume_is_open(exposed.bdev) })
+    }
+
     fn is_taken(&self, name: &str) -> bool {
         let Ok(name) = CString::new(name) else {
             return false;

@@ -64,6 +64,10 @@ struct Progress {
     activity: u64,
     changed_us: u64,
     passes: u64,
+    /// Dirty sectors met in this pass that lie beyond the end of the backing device.
+    beyond: u64,
+    /// Those of the last whole pass, with the end of the device and the volume's activity then.
+    out_of_reach: Option<(Sector, u64, u64)>,
     failed_us: Option<u64>,
 }
 
@@ -187,7 +191,8 @@ impl Writeback {
 
     fn is_due(&self, volume: &Volume) -> bool {
         let idle_us = self.idle_us(volume);
-        if self.owner.tree.dirty_sectors(volume.inode) <= self.resting_sectors(volume) {
+        let left = self.resting_sectors(volume) + self.out_of_reach(volume);
+        if self.owner.tree.dirty_sectors(volume.inode) <= left {
             return false;
         }
         if self.is_backing_off(volume) {
@@ -250,13 +255,33 @@ impl Writeback {
                 return Err(IoError::Gone);
             }
             let dirty = self.owner.tree.dirty_sectors(volume.inode);
-            let stuck = dirty > 0 && dirty <= self.resting_sectors(volume);
+            let left = self.resting_sectors(volume) + self.out_of_reach(volume);
+            let stuck = dirty > 0 && dirty <= left;
             if stuck || self.failures.get() > failures + 3 {
                 return Err(IoError::Failed);
             }
             self.moved.wait().await;
         }
         Ok(())
+    }
+
+    /// Dirty sectors beyond the end of the backing device, as far as they are known: it has shrunk.
+    /// They stay dirty until it has its size back, or they are given up.
+    fn out_of_reach(&self, volume: &Volume) -> u64 {
+        let progress = self.progress.borrow();
+        let known = progress.get(&volume.number).and_then(|p| p.out_of_reach);
+        known.map_or(0, |(end, activity, sectors)| {
+            let holds = end == end_of(volume) && activity == volume.activity.get();
+            if holds { sectors } else { 0 }
+        })
+    }
+
+    /// Begins a pass over a volume anew: dirty data beyond the end of its device were given up.
+    pub fn begin_anew(&self, volume: &Volume) {
+        self.progress_of(volume, |p| {
+            (p.cursor, p.beyond, p.out_of_reach) = (Sector(0), 0, None);
+        });
+        self.work.notify();
     }
 
     /// Dirty sectors that are left alone for now, because they could not be read.
@@ -289,7 +314,12 @@ impl Writeback {
                 return Err(IoError::Gone);
             }
             let dirty = self.owner.tree.dirty_sectors(volume.inode);
-            if dirty <= self.resting_sectors(volume) || self.failures.get() > failures + 3 {
+            let beyond = self.out_of_reach(volume);
+            if dirty <= beyond {
+                return Ok(());
+            }
+            if dirty <= self.resting_sectors(volume) + beyond || self.failures.get() > failures + 3
+            {
                 return Err(IoError::Failed);
             }
             self.moved.wait().await;
@@ -304,7 +334,10 @@ impl Writeback {
         let mut progress = self.progress.borrow_mut();
         let p = progress.entry(volume.number).or_default();
         let (mut found, mut sectors, mut looked) = (Vec::new(), 0, 0);
-        let mut next = None;
+        let (mut next, end) = (None, end_of(volume));
+        if p.cursor == Sector(0) {
+            p.beyond = 0;
+        }
         tree.scan(volume.inode, p.cursor, Sector::MAX, &mut |e| {
             if looked == SCAN_EXTENTS || found.len() == ROUND_EXTENTS || sectors >= ROUND_SECTORS {
                 next = Some(e.start);
@@ -312,16 +345,18 @@ impl Writeback {
             }
             looked += 1;
             if e.dirty && tree.is_fresh(&e) {
+                let reach = e.end().min(end);
+                p.beyond += e.end() - e.start.max(reach);
                 let mut at = e.start;
-                while at < e.end() {
-                    let to = (at + RUN_SECTORS).min(e.end());
+                while at < reach {
+                    let to = (at + RUN_SECTORS).min(reach);
                     let piece = e.cut(at, to);
                     if !resting.has(volume.number, &piece, now_us) {
                         found.push(piece);
                     }
                     at = to;
                 }
-                sectors += u64::from(e.sectors);
+                sectors += reach.0.saturating_sub(e.start.0);
             }
             true
         });
@@ -330,6 +365,7 @@ impl Writeback {
             None => {
                 p.cursor = Sector(0);
                 p.passes += 1;
+                p.out_of_reach = Some((end, volume.activity.get(), p.beyond));
             }
         }
         join_runs(found)
@@ -463,6 +499,12 @@ impl Writeback {
         }
         Ok(())
     }
+}
+
+/// The first sector that a volume's backing device does not have.
+fn end_of(volume: &Volume) -> Sector {
+    let backing = volume.backing.as_ref();
+    backing.map_or(Sector::MAX, |(disk, _)| Sector(disk.size_sectors()))
 }
 
 fn join_runs(extents: Vec<Extent>) -> Vec<Run> {

@@ -5,7 +5,7 @@
 #![allow(dead_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, ready};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -124,6 +124,9 @@ pub struct TestHost {
     pub on_replace: RefCell<Option<Look>>,
     /// The sizes that hosts were told of, in sectors.
     pub resized: RefCell<Vec<(String, u64)>>,
+    /// Other names of bdevs, and the volumes that a host has open.
+    pub aliases: RefCell<BTreeMap<String, String>>,
+    pub open: RefCell<BTreeSet<String>>,
     /// Why the process would have ended itself.
     pub died: RefCell<Option<String>>,
 }
@@ -250,6 +253,14 @@ impl Host for TestHost {
     fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
         self.open(name)
     }
+    fn resolve(&self, name: &str) -> Option<String> {
+        let aliases = self.aliases.borrow();
+        let own = aliases.get(name).map_or(name, String::as_str);
+        self.is_taken(own).then(|| own.to_string())
+    }
+    fn is_open(&self, name: &str) -> bool {
+        self.open.borrow().contains(name)
+    }
     fn is_taken(&self, name: &str) -> bool {
         self.disks.borrow().contains_key(name) || self.shown.borrow().contains_key(name)
     }
@@ -332,6 +343,8 @@ impl Machine {
             next_tag: Cell::new(1),
             on_replace: RefCell::default(),
             resized: RefCell::default(),
+            aliases: RefCell::default(),
+            open: RefCell::default(),
             died: RefCell::default(),
         });
         let machine = Machine {
