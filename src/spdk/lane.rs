@@ -106,6 +106,15 @@ enum Action {
     Flush,
 }
 
+/// How pieces of the host's memory are named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// As the host has them.
+    AsItIs,
+    /// Each cut after its first byte, so that SPDK copies them.
+    ToBeCopied,
+}
+
 /// Whom an operation belongs to.
 #[derive(Clone, Copy)]
 enum Target {
@@ -270,26 +279,38 @@ impl LaneState {
 
     /// Starts a transfer between a range of the device and the host's memory.
     fn transfer(&self, mut part: Box<Part>, io: &Io, at: Sector, host_sectors: u32, sectors: u32) {
-        if self.is_ragged(&part, io) {
+        let Ok(cut) = self.cut_of(&part, io) else {
             return self.end(part, Err(IoError::Invalid));
-        }
-        part.map(io, host_sectors, sectors);
+        };
+        part.map(io, host_sectors, sectors, cut);
         let mut step = sectors;
         if sectors > COPIED_SECTORS_MAX && self.is_copied(&part) {
             step = COPIED_SECTORS_MAX;
-            part.map(io, host_sectors, step);
+            part.map(io, host_sectors, step, cut);
             part.rest = (host_sectors + step, sectors - step);
         }
         self.start(part, at, u64::from(step));
     }
 
-    /// Whether a device that wants its memory aligned gets pieces that are no whole blocks of it. SPDK
-    /// looks at where pieces begin alone, and the device would fail.
-    fn is_ragged(&self, part: &Part, io: &Io) -> bool {
-        self.device(part.side).is_some_and(|device| {
-            let block_bytes = (1 << SECTOR_SHIFT) << device.device.block_shift;
-            device.device.align_bytes > 1 && io.ctx().length_bits.get() & (block_bytes - 1) != 0
-        })
+    /// How the memory of a part is named whose pieces may be no whole blocks of the device. Of a device
+    /// that wants whole sectors SPDK looks at where pieces begin alone; a piece that is cut after its
+    /// first byte has it copied. Others take what is as aligned in length as they want it to begin.
+    #[inline]
+    fn cut_of(&self, part: &Part, io: &Io) -> Result<Cut, IoError> {
+        let Some(device) = self.device(part.side) else {
+            return Ok(Cut::AsItIs);
+        };
+        let (bits, align) = (io.ctx().length_bits.get(), device.device.align_bytes);
+        let block_bytes = (1 << SECTOR_SHIFT) << device.device.block_shift;
+        if align == 1 || bits & (block_bytes - 1) == 0 {
+            Ok(Cut::AsItIs)
+        } else if align >= 1 << SECTOR_SHIFT {
+            Ok(Cut::ToBeCopied)
+        } else if bits & (align - 1) == 0 {
+            Ok(Cut::AsItIs)
+        } else {
+            Err(IoError::Invalid)
+        }
     }
 
     /// Whether SPDK copies the memory of a part, through a buffer that may be too short for it.
@@ -475,21 +496,21 @@ impl Part {
     }
 
     /// Names the host's memory that belongs to this part, and no more of it.
-    fn map(&mut self, io: &Io, host_sectors: u32, sectors: u32) {
+    fn map(&mut self, io: &Io, host_sectors: u32, sectors: u32, cut: Cut) {
         let head = io.head();
         let (offset, bytes) = (
             (host_sectors as usize) << SECTOR_SHIFT,
             (sectors as usize) << SECTOR_SHIFT,
         );
         let is_whole = host_sectors == 0 && u64::from(sectors) == io.sectors.get();
-        if is_whole && io.ctx().fills_list.get() {
+        if is_whole && io.ctx().fills_list.get() && cut == Cut::AsItIs {
             (self.iovs, self.iovcnt) = (head.iovs, head.iovcnt as i32);
             return;
         }
         let (inline, list) = (&mut self.inline, &mut self.list);
         let mut count = 0;
         list.clear();
-        io.host().pieces(offset, bytes, |start, bytes| {
+        let mut name = |start: *mut u8, bytes: usize| {
             let iov = sys::iovec {
                 iov_base: start.cast(),
                 iov_len: bytes,
@@ -502,6 +523,13 @@ impl Part {
                 None => list.push(iov),
             }
             count += 1;
+        };
+        io.host().pieces(offset, bytes, |start, bytes| {
+            if cut == Cut::AsItIs || bytes == 1 {
+                return name(start, bytes);
+            }
+            name(start, 1);
+            name(start.wrapping_add(1), bytes - 1);
         });
         self.iovs = if count <= IOVS_INLINE {
             inline.as_mut_ptr()

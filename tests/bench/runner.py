@@ -80,6 +80,7 @@ def histogram(answer):
     found = []
     for i, (requests,) in enumerate(struct.iter_unpack("<Q", raw)):
         order, index = divmod(i, per_range)
+        order += answer.get("min_range", 0)
         ticks = index + 1 if order == 0 else (1 << (order + shift - 1)) + ((index + 1) << (order - 1))
         if requests:
             found.append((ticks * 1e6 / answer["tsc_rate"], requests))

@@ -76,6 +76,7 @@ class Session:
         copying = ["-x"] if "disable using zcopy" in usage_of(program) else []
         self.bdev = bdev
         self.run = None
+        self.one_name = True
         self.target = Target(folder, name="bdevperf", cpumask=cpumask, memory_mb=memory_mb, config=path,
                              program=program, arguments=["-z", *copying, *arguments])
 
@@ -101,12 +102,14 @@ class Session:
 
     def iostat(self):
         """The bdev layer's counts; newer releases take a list of names."""
-        try:
-            return self.target.call("bdev_get_iostat", name=self.bdev)
-        except RpcError as error:
-            if "decode" not in error.message:
-                raise
-            return self.target.call("bdev_get_iostat", names=[self.bdev])
+        if self.one_name:
+            try:
+                return self.target.call("bdev_get_iostat", name=self.bdev)
+            except RpcError as error:
+                if "decode" not in error.message:
+                    raise
+                self.one_name = False
+        return self.target.call("bdev_get_iostat", names=[self.bdev])
 
     def counts(self):
         """(requests so far, seconds on the bdev layer's clock, its ticks a second)."""

@@ -98,3 +98,28 @@ def test_memory_that_is_too_short_and_ranges_beyond_the_end_fail_alone(start, fo
         assert both.a.read(i * STEP, BLOCKS, 512).wait().status
     both.unharmed()
     both.end()
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_memory_in_pieces_that_are_no_whole_blocks(start, folder, block_size):
+    """The transport hands over pieces of 1000 bytes, each at an address that devices like."""
+    target = start(memory_mb=512)
+    pair = volume.Pair(folder, cache_mb=48, backing_mb=96, block_size=block_size)
+    pair.create(target, mode="writeback")
+    target.call("nvmf_create_transport", trtype="TCP", max_io_size=8192, io_unit_size=1000)
+    exported = export.NvmeTcp("Vol0")
+    exported.start(target, transport=False)
+    host = nvme.Initiator(exported.port, exported.nqn)
+    blocks = 8192 // block_size
+    for mode in ("writeback", "writethrough", "none"):
+        target.call("bdev_bcache_set_cache_mode", name="Vol0", mode=mode)
+        for i in range(0, 64, 2):
+            data = bytes((i * 7 + k) % 251 for k in range(8192))
+            host.write(i * blocks, blocks, data).ok()
+            assert bytes(host.read(i * blocks, blocks, 8192).ok().data) == data
+            assert bytes(host.read((i + 1) * blocks, blocks, 8192).ok().data) == bytes(8192)
+    host.close()
+    found = volume.the_set(target)
+    assert found["state"] == "running" and not any(found["io_errors"].values()), found
+    assert volume.volume(target, "Vol0")["io_errors"] == 0
+    target.stop()
