@@ -53,12 +53,13 @@ class NvmeTcp:
         return {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(self.port),
                 "subnqn": self.nqn}
 
-    def start(self, target, transport=True):
-        """Makes the export, and before it the transport, of which a target has one for all its subsystems."""
+    def start(self, target, transport=True, **options):
+        """Makes the export, and before it the transport, of which a target has one for all its subsystems. `options`
+        are more of the subsystem's."""
         if transport:
             target.call("nvmf_create_transport", trtype="TCP")
         target.call("nvmf_create_subsystem", nqn=self.nqn, allow_any_host=True, serial_number="BCACHE0000000001",
-                    max_namespaces=8)
+                    max_namespaces=8, **options)
         for bdev in self.bdevs:
             target.call("nvmf_subsystem_add_ns", nqn=self.nqn, namespace={"bdev_name": bdev})
         target.call("nvmf_subsystem_add_listener", nqn=self.nqn,

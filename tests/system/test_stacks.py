@@ -209,7 +209,9 @@ def test_a_discard_of_more_than_2_to_the_32_sectors_covers_all_of_them(start, fo
     target.call("bdev_bcache_create", limit=60, name="Vol0", cache_bdev="cache", backing_bdev="store/big",
                 mode="writethrough", block_size=4096)
     exported = export.NvmeTcp("Vol0")
-    exported.start(target)
+    # newer releases cut discards to a length of their own unless told not to
+    is_new = target.call("spdk_get_version")["fields"]["major"] >= 23
+    exported.start(target, **({"max_discard_size_kib": 0} if is_new else {}))
     host = nvme.Initiator(exported.port, exported.nqn)
     places = (5, (1 << 29) - 1, 1 << 29, blocks - 3)
     for at in places:
