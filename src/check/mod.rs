@@ -195,7 +195,15 @@ pub fn read_super(source: &dyn Source) -> Result<Found, CannotCheck> {
     let mut bytes = [0; SUPER_BYTES];
     bytes.copy_from_slice(&read(source, SUPER_SECTOR.bytes(), SUPER_BYTES)?);
     let checksum = crate::format::u64_at(&bytes, 0);
-    if let Some(foreign) = superblock::foreign(&bytes) {
+    // With a right checksum a small number is more likely a version of bcache's that is not known
+    // here than another program's, and is a finding.
+    let is_newer = |error: &SuperError| match error {
+        SuperError::UnknownVersion { version } => {
+            *version < 256 && matches!(parse(&bytes), Err(SuperError::UnknownVersion { .. }))
+        }
+        _ => false,
+    };
+    if let Some(foreign) = superblock::foreign(&bytes).filter(|error| !is_newer(error)) {
         return Ok(Found {
             error: Some(SuperError::BadMagic),
             foreign: Some(foreign),
@@ -407,6 +415,9 @@ pub fn check(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, CannotCheck> {
     let found = read_super(source)?;
+    if found.foreign.is_some() {
+        return Err(CannotCheck::NotOurs(source.name()));
+    }
     let mut report = Report::default();
     if let Some(error) = &found.error {
         let place = Place {
