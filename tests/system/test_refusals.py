@@ -451,3 +451,34 @@ def test_shrinking_a_flash_volume(shared, flash):
     refused(shared, "bdev_bcache_resize_flash_volume", name=flash, size_mb=1)
     assert volume.volume(shared, flash)["size_bytes"] == 4 * MIB
     assert shared.call("bdev_bcache_resize_flash_volume", name=flash, size_mb=1, discard_dirty=True, limit=60) is True
+
+
+def test_bdev_without_writes(start, folder):
+    target = start(memory_mb=512)
+    volume.aio(target, "pool", images.sparse(folder / "pool.img", 128 * MIB))
+    volume.aio(target, "fast", images.sparse(folder / "fast.img", 64 * MIB))
+    target.call("bdev_lvol_create_lvstore", bdev_name="pool", lvs_name="store", limit=60)
+    try:
+        target.call("bdev_lvol_create", lvs_name="store", lvol_name="live", size=64 * MIB, limit=60)
+    except RpcError:
+        target.call("bdev_lvol_create", lvs_name="store", lvol_name="live", size_in_mib=64, limit=60)
+    target.call("bdev_lvol_snapshot", lvol_name="store/live", snapshot_name="old", limit=60)
+    before = digest(folder / "pool.img", folder / "fast.img")
+    refused(target, "bdev_bcache_register", bdev_name="store/old")
+    refused(target, "bdev_bcache_create", name="Vol0", cache_bdev="fast", backing_bdev="store/old")
+    refused(target, "bdev_bcache_create", name="Vol0", cache_bdev="store/old", backing_bdev="fast")
+    assert running(target) == {} and digest(folder / "pool.img", folder / "fast.img") == before
+    target.stop()
+
+
+def test_zoned_bdev(start, folder):
+    target = start(memory_mb=512)
+    volume.aio(target, "flat", images.sparse(folder / "flat.img", 64 * MIB), 4096)
+    volume.aio(target, "fast", images.sparse(folder / "fast.img", 64 * MIB), 4096)
+    target.call("bdev_zone_block_create", name="Zoned", base_bdev="flat", zone_capacity=4096, optimal_open_zones=1)
+    before = digest(folder / "flat.img", folder / "fast.img")
+    refused(target, "bdev_bcache_register", bdev_name="Zoned")
+    refused(target, "bdev_bcache_create", name="Vol0", cache_bdev="fast", backing_bdev="Zoned")
+    refused(target, "bdev_bcache_create", name="Vol0", cache_bdev="Zoned", backing_bdev="fast")
+    assert running(target) == {} and digest(folder / "flat.img", folder / "fast.img") == before
+    target.stop()
