@@ -160,6 +160,8 @@ class Live:
                 rpc.call("bdev_bcache_gc", limit=60, set=gc)
             rpc.close()
 
+        # bdevperf of newer releases has one of its own, of another shape, which would stand in the way
+        self.call("bdev_enable_histogram", name=self.bdev, enable=False)
         self.call("bdev_enable_histogram", name=self.bdev, enable=True)
         collector = threading.Thread(target=collect) if gc else None
         if collector:
