@@ -138,7 +138,7 @@ impl Journal {
         latch: Rc<Latch>,
         start: Start,
     ) -> Rc<Journal> {
-        let place = start.ring.place_keys();
+        let place = start.ring.place_keys(start.pins_first);
         let pinnable = start.seq.0 - start.pins_first.0 + 1;
         Rc::new(Journal {
             disk,
@@ -283,11 +283,11 @@ impl Journal {
         self.state.borrow().ring.is_low()
     }
 
-    /// Whether new roots would wait for more pins to be given back, because the ring has a last block
-    /// only.
+    /// Whether new roots would wait for more pins to be given back, because the ring has no block left
+    /// for an entry that needs as much as now.
     pub fn holds_roots(&self) -> bool {
         let s = self.state.borrow();
-        s.place.is_none() && s.is_last_block() && !s.ring.would_free(s.last_seq())
+        s.place.is_none() && s.ring.place_meta(s.last_seq()).is_none()
     }
 
     /// Waits for the next entry to be durable.
@@ -384,7 +384,16 @@ impl Journal {
                 self.progress.notify();
                 return;
             }
-            let next = self.state.borrow_mut().next_entry(&self.shape);
+            let (next, has_opened) = {
+                let mut s = self.state.borrow_mut();
+                let was_full = s.place.is_none();
+                let next = s.next_entry(&self.shape);
+                (next, was_full && s.place.is_some())
+            };
+            if has_opened {
+                // Leaves were written, so that the next bucket may be entered: keys have room.
+                self.progress.notify();
+            }
             match next {
                 Some(entry) => {
                     if self.write(entry).await.is_err() {
@@ -431,7 +440,7 @@ impl Journal {
         s.roots_durable = s.roots_durable.max(entry.roots_version);
         s.ring.durable_last = entry.last_seq;
         if s.place.is_none() {
-            s.place = s.ring.place_keys();
+            s.place = s.ring.place_keys(s.last_seq());
         }
         drop(s);
         self.progress.notify();
@@ -455,12 +464,6 @@ impl State {
         }
     }
 
-    /// Whether the next entry takes the last block. It must be one that makes room: no other could
-    /// be written after it.
-    fn is_last_block(&self) -> bool {
-        self.ring.free_blocks() <= 1
-    }
-
     fn last_seq(&self) -> JournalSeq {
         // `pins_first` names the oldest pinned entry, or the open one when none is pinned.
         self.pins_first
@@ -469,7 +472,7 @@ impl State {
     /// Takes the next entry out of the state if one is due.
     fn next_entry(&mut self, shape: &Shape) -> Option<Entry> {
         if self.place.is_none() {
-            self.place = self.ring.place_keys();
+            self.place = self.ring.place_keys(self.last_seq());
         }
         let roots_due = self.wanted_roots > self.roots_durable;
         let frees = self.ring.would_free(self.last_seq());
@@ -486,10 +489,7 @@ impl State {
                     return None;
                 }
                 assert!(self.keys.is_empty(), "keys without a place in the ring");
-                if self.is_last_block() && !frees {
-                    return None;
-                }
-                let place = self.ring.place_meta()?;
+                let place = self.ring.place_meta(self.last_seq())?;
                 Some(self.take_entry(place, shape))
             }
         }
@@ -511,7 +511,7 @@ impl State {
         let mut bytes = Vec::new();
         let blocks = jset.encode(shape.set_magic, shape.geometry.block_sectors, &mut bytes);
         let sector = self.ring.sector(place);
-        self.ring.take(place, blocks, seq);
+        self.ring.take(place, blocks, seq, last_seq);
         self.keys = jset.keys;
         self.keys.clear();
         self.bytes = HEADER_BYTES;
@@ -521,7 +521,7 @@ impl State {
             self.pins.pop_front();
             self.pins_first = self.pins_first.next();
         }
-        self.place = self.ring.place_keys();
+        self.place = self.ring.place_keys(self.last_seq());
         Entry {
             seq,
             last_seq,
