@@ -310,6 +310,7 @@ impl Hub {
                 cache_disk,
                 set_block,
                 c.bucket_size_kb,
+                c.may,
             )?),
         };
         let set_uuid = cache.uuid();

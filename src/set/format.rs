@@ -184,13 +184,13 @@ pub fn name_of(label: &[u8; LABEL_BYTES]) -> Option<String> {
 }
 
 /// The bucket size for a device: what was asked for, or 512 KiB, or less where that would give
-/// fewer than the 1024 buckets that the kernel wants.
+/// fewer than the 1024 buckets that the kernel wants; two blocks at least.
 pub fn bucket_sectors(device_sectors: u64, block_sectors: u32, asked_kb: Option<u32>) -> u32 {
     if let Some(kb) = asked_kb {
         return kb.saturating_mul(2);
     }
     let mut bucket = 1024;
-    while bucket > PAGE_SECTORS.max(block_sectors)
+    while bucket > PAGE_SECTORS.max(2 * block_sectors)
         && device_sectors / u64::from(bucket) < MIN_NBUCKETS_STARTED
     {
         bucket /= 2;
@@ -207,6 +207,7 @@ pub fn new_cache(
     disk: &Rc<dyn Disk>,
     block_sectors: u32,
     bucket_kb: Option<u32>,
+    may: Permission,
 ) -> Result<CacheSuper, SetError> {
     let rng = Rng::new(host.entropy());
     let bucket = bucket_sectors(disk.size_sectors(), block_sectors, bucket_kb);
@@ -224,6 +225,15 @@ pub fn new_cache(
         return Err(SetError::Invalid(format!(
             "{}: buckets of {} KiB would give a journal of {journal_blocks} blocks, \
              {JOURNAL_BLOCKS_MIN} are the least: choose a larger bucket_size_kb",
+            disk.name(),
+            bucket / 2
+        )));
+    }
+    if bucket == block_sectors && !may.force {
+        return Err(SetError::Invalid(format!(
+            "{}: a bucket of {} KiB has one block only, and Linux hangs on such a set: choose a \
+             larger bucket_size_kb or a smaller block_size, or give force=true for a set that Linux \
+             is never to open",
             disk.name(),
             bucket / 2
         )));
