@@ -183,6 +183,21 @@ const OF_THE_JOURNAL: &[Corruption] = &[
         },
     ),
     (
+        "all of the ring is needed",
+        "wrapped",
+        Kind::JournalBrim,
+        |l| {
+            let oldest = *l.reader.entries.keys().next().expect("an entry");
+            l.edit_newest(|e| e.last_seq.0 = oldest);
+        },
+    ),
+    (
+        "more entries than Linux has holders for",
+        "clean-dirty",
+        Kind::JournalBrim,
+        |l| l.edit_newest(|e| e.seq.0 += 40_000),
+    ),
+    (
         "a number from the future",
         "crash-dirty",
         Kind::JournalGap,
@@ -415,6 +430,12 @@ const OF_NODES: &[Corruption] = &[
             let block = l.reader.geometry.block_sectors as usize * SECTOR_BYTES;
             l.golden.cache.copy_within(at..at + 32, end - block);
         },
+    ),
+    (
+        "small writes inside of longer keys",
+        "kernel-splits",
+        Kind::NodeMisread,
+        |_| (),
     ),
     (
         "a node that is its own child",

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use fixtures::reader::{Reader, backing_super};
 use fixtures::{CASES, Golden, load, pattern};
+use spdk_bcache::check::report::Kind as FindingKind;
+use spdk_bcache::check::{Source, check as offline_check};
 use spdk_bcache::disk::Disk;
 use spdk_bcache::format::superblock::{CacheMode, Super};
 use spdk_bcache::request::Kind;
@@ -351,5 +353,42 @@ fn what_is_written_back_stands_on_the_backing_devices() {
             assert_eq!(wrong, 0, "{case}: wrong sectors after write-back");
         }
         offline(case, &media);
+    }
+}
+
+fn misread(media: &Media) -> bool {
+    let backings: Vec<&dyn Source> = media.backings.iter().map(|b| &**b as &dyn Source).collect();
+    let report = offline_check(&*media.cache, &backings, &mut |_| ()).expect("a cache device");
+    let found = report.has(FindingKind::NodeMisread);
+    // Nothing else is wrong.
+    assert_eq!(report.findings.len(), usize::from(found), "{report:#?}");
+    found
+}
+
+/// A set that an engine without this rule left: every start writes such leaves anew, when they have
+/// been read, whether or not it is stopped in good order then.
+#[test]
+fn leaves_that_linux_misreads_are_written_anew() {
+    let media = Media::of(&load("kernel-splits"));
+    assert!(misread(&media));
+    opens("kernel-splits");
+    let media = Media::of(&load("kernel-splits"));
+    let (mut turns, mut lives) = (0, 0);
+    while misread(&media) {
+        let engine = Engine::start(&media);
+        for _ in 0..turns {
+            engine.turn();
+        }
+        assert_eq!(engine.wrong_sectors(&media), 0, "life {lives}");
+        engine.vanish();
+        let rng = Rng::new(turns);
+        for medium in media.backings.iter().chain([&media.cache]) {
+            medium.kill(&rng);
+            medium.cut_power(&rng);
+        }
+        let reader = Reader::of(media.golden());
+        assert_eq!(reader.wrong_sectors(&reader.extents()), 0, "life {lives}");
+        (turns, lives) = (turns + 25, lives + 1);
+        assert!(lives < 100, "it is never written anew");
     }
 }

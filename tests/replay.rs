@@ -148,7 +148,7 @@ fn a_torn_tail_is_as_if_it_had_never_been() {
         rig.spoil(0, tail + torn_block);
         assert_eq!(rig.seqs(), [1, 2]);
         // What comes next is written over the torn one.
-        let place = rig.read().unwrap().ring.place_keys().unwrap();
+        let place = rig.read().unwrap().ring.place_keys(JournalSeq(1)).unwrap();
         let at = rig.read().unwrap().ring.sector(place);
         assert_eq!(at, Sector(u64::from(FIRST) * BUCKET + tail));
     }

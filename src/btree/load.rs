@@ -5,19 +5,22 @@
 //! them page by page ([`Bulk`]) rather than insert by insert. A pointer on disk may be ahead of its bucket's
 //! generation as the priorities have it (the priorities are written rarely): the bucket's is then
 //! raised. Extents whose pointers are behind are stale; they are loaded like others and mean
-//! nothing, as in a running set.
+//! nothing, as in a running set. A leaf that Linux would misread ([`crate::format::linux`]) is read like
+//! others, and asked for: the writer of nodes writes it anew as soon as it runs.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use super::nodes::{Node, NodeId};
+use super::runs::Runs;
 use super::{Pos, Space, Tree, extent_of};
 use crate::alloc::Use;
 use crate::disk::{Buf, BufFuture, IoError};
 use crate::format::bset::{BsetError, byte_of_part, each_key, node_read};
 use crate::format::key::{Key, KeyError, MAX_BYTES, Ptr};
-use crate::format::merge::{merge, merge_inner};
+use crate::format::linux;
+use crate::format::merge::{merge_inner, merge_keeping_deletions};
 use crate::index::{Bulk, Domain, Extent, Writer};
 use crate::limits::MAX_KEY_OFFSET;
 use crate::task::{Work, breathe, work, yield_now};
@@ -277,11 +280,10 @@ impl Tree {
         let sectors = want.key.size_sectors;
         let mut node = Node::new(want.level, want.start, want.end, ptr, bucket, sectors);
         node.seq = image.seq;
-        node.written_blocks = image.written_blocks;
+        node.runs = Runs::loaded(&image);
         node.parent = want.parent;
-        node.written_keys = image.sets.iter().map(|set| set.len() as u32).sum();
         if want.level == 0 {
-            self.take_in_extents(&node, &image.sets, maps).await?;
+            node.misread = !self.take_in_extents(&node, &image.sets, maps).await?;
         }
         let id = {
             let mut nodes = self.nodes.borrow_mut();
@@ -292,6 +294,7 @@ impl Tree {
             }
             if want.level == 0 {
                 nodes.add_leaf(id);
+                nodes.demand_misread(id);
             }
             id
         };
@@ -348,12 +351,13 @@ impl Tree {
         Ok(wants)
     }
 
+    /// Takes in what a leaf amounts to. Returns whether Linux reads the leaf as it is meant.
     async fn take_in_extents(
         &self,
         node: &Node,
         sets: &[Vec<Key>],
         maps: &mut Maps,
-    ) -> Result<(), LoadError> {
+    ) -> Result<bool, LoadError> {
         let place = |key: &Key| {
             let byte = byte_of_part(sets, self.shape.geometry.block_sectors, key);
             InNode {
@@ -361,22 +365,22 @@ impl Tree {
                 byte: byte.unwrap_or(0),
             }
         };
-        let keys = merge(sets);
+        let pieces = merge_keeping_deletions(sets);
         work(Work::Nodes, 1);
-        for key in keys {
+        for key in &pieces {
             work(Work::Keys, 1);
             breathe().await;
-            self.meet_key(&key, maps.volumes)
-                .map_err(|e| LoadError::Extent(place(&key), e))?;
+            let Some(ptr) = key.data() else { continue };
+            self.meet_key(key, maps.volumes)
+                .map_err(|e| LoadError::Extent(place(key), e))?;
             let starts_inside = (key.inode, key.start()) >= node.start;
             if key.position() > node.end || !starts_inside {
-                return Err(LoadError::Range(place(&key)));
+                return Err(LoadError::Range(place(key)));
             }
-            if let Some(ptr) = key.data().filter(|_| key.size_sectors > 0) {
-                maps.push(&self.domain, key.inode, extent_of(&key, ptr));
-            }
+            maps.push(&self.domain, key.inode, extent_of(key, ptr));
         }
-        Ok(())
+        let geometry = &self.shape.geometry;
+        Ok(sets.len() < 2 || linux::is_right_in_pieces(&pieces, sets, geometry))
     }
 
     /// Counts all fresh extents into the allocator: once, when a set has been loaded.

@@ -85,7 +85,7 @@ impl Tree {
                 let nodes = self.nodes.borrow();
                 nodes.leaves.behind(at).map(|leaf| {
                     let node = nodes.get(leaf.id);
-                    let written = node.written_keys as usize;
+                    let written = node.runs.keys as usize;
                     (leaf.end, leaf.id, node.start, node.parent, written)
                 })
             };

@@ -19,10 +19,12 @@
 //! After a crash each leaf on disk is one of its past states; the journal from `last_seq` on brings
 //! every range at least to the state of the last commit.
 
+mod append;
 mod leaves;
 mod load;
 mod merge;
 mod nodes;
+mod runs;
 mod vouch;
 mod write;
 

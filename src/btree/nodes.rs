@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::leaves::{Leaf, Leaves};
+use super::runs::Runs;
 use super::{PENDING_SPANS, Pos};
 use crate::format::bset::HEADER_BYTES;
 use crate::format::key::{Key, MAX_BYTES, Ptr};
@@ -74,7 +75,8 @@ pub struct Node {
     pub sectors: u32,
     /// The number that all its runs carry.
     pub seq: u64,
-    pub written_blocks: u32,
+    /// What stands on disk.
+    pub runs: Runs,
     pub parent: Option<NodeId>,
     /// Of an inner node: its children by their ends.
     pub children: BTreeMap<Pos, NodeId>,
@@ -86,16 +88,15 @@ pub struct Node {
     pub grown: i64,
     /// Of a leaf: it, or what it took the place of, was last written for very many changes.
     hot: bool,
-    /// Of a leaf: keys that stand in its runs, those that mean nothing any more included.
-    pub written_keys: u32,
     queued: bool,
     /// Of a leaf with something pending that no entry has, and for which it was not yet asked: the tick
     /// since when.
     unlogged: Option<u32>,
     /// Nodes that its next writing takes, when it is due and does not fit behind its last run.
     debt: u32,
-    /// It is to be written anew even if what is pending would fit behind its last run.
-    pub stale: bool,
+    /// Of a leaf: Linux would misread its runs (see [`crate::format::linux`]). It is to be written anew,
+    /// whatever is pending.
+    pub misread: bool,
 }
 
 impl Node {
@@ -108,18 +109,17 @@ impl Node {
             bucket,
             sectors,
             seq: 0,
-            written_blocks: 0,
+            runs: Runs::default(),
             parent: None,
             children: BTreeMap::new(),
             freed_keys: 0,
             pending: Pending::default(),
             grown: 0,
             hot: false,
-            written_keys: 0,
             queued: false,
             unlogged: None,
             debt: 0,
-            stale: false,
+            misread: false,
         }
     }
 
@@ -171,7 +171,7 @@ pub struct Room {
 impl Room {
     /// How many extents fit behind the last run of a node.
     fn keys_left(&self, node: &Node) -> usize {
-        let used = node.written_blocks * self.block_sectors;
+        let used = node.runs.blocks * self.block_sectors;
         let bytes = node.sectors.saturating_sub(used) as usize * SECTOR_BYTES;
         bytes.saturating_sub(HEADER_BYTES) / MAX_BYTES
     }
@@ -218,9 +218,12 @@ impl Room {
     ///
     /// [`PARTS_MAX`]: crate::alloc::PARTS_MAX
     fn debt(&self, node: &Node) -> u32 {
-        let (keys, most) = match node.pending.whole {
+        let (spans, left) = (node.pending.spans.len(), self.keys_left(node));
+        // A span takes a second key where it lies in the middle of an older one: then what would fit
+        // may not, and the leaf is written anew with all its extents.
+        let (keys, most) = match node.pending.whole || spans <= left && left < 2 * spans {
             true => (node.grown.max(0) as usize, self.keys_fresh()),
-            false => (node.pending.spans.len(), self.keys_left(node)),
+            false => (spans, left),
         };
         match keys <= most {
             true => 0,
@@ -589,19 +592,27 @@ impl Nodes {
         slot.as_ref().is_some_and(|node| node.level == 0)
     }
 
-    /// Asks for leaves with something pending to be written: of those behind `from`, a slice. Returns
+    /// Asks for leaves with something pending to be written, and for those that Linux misreads: of those behind `from`, a slice. Returns
     /// where to go on, `None` at the end.
     pub fn demand_leaves(&mut self, from: Pos) -> Option<Pos> {
         let mut at = from;
         for _ in 0..Work::Keys.slice() {
             let leaf = self.leaves.behind(at)?;
-            if !self.get(leaf.id).pending.is_empty() {
+            let node = self.get(leaf.id);
+            if node.misread || !node.pending.is_empty() {
                 self.demand.insert(leaf.id);
             }
             at = leaf.end;
             work(Work::Keys, 1);
         }
         Some(at)
+    }
+
+    /// Asks for a leaf to be written anew if Linux misreads it.
+    pub fn demand_misread(&mut self, id: NodeId) {
+        if self.get(id).misread {
+            self.demand.insert(id);
+        }
     }
 
     /// Passes on to `new` that `old` was asked for.
@@ -721,7 +732,7 @@ mod tests {
         assert_eq!(marked_until_due(&mut nodes, 100, 0), Some(room - 1));
         assert!(!nodes.take_pending(id).whole && nodes.debt() == 0);
         // Where nothing fits, it waits.
-        nodes.get_mut(id).written_blocks = 2;
+        nodes.get_mut(id).runs.blocks = 2;
         assert_eq!(marked_until_due(&mut nodes, 100, 0), Some(2 * FRESH - 1));
         let pending = nodes.take_pending(id);
         assert!(pending.whole && pending.spans.is_empty());

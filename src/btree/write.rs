@@ -19,8 +19,10 @@
 
 use std::rc::Rc;
 
+use super::append::Plan;
 use super::nodes::{Node, NodeId, Span};
-use super::{DELETE_SECTORS_MAX, Pos, Tree, key_of, vouch};
+use super::runs::Runs;
+use super::{Pos, Tree, key_of, vouch};
 use crate::disk::{IoError, Stopped, answers};
 use crate::format::bset::{self, set_blocks};
 use crate::format::key::{Key, MAX_BYTES, Ptr, encoded_bytes};
@@ -32,19 +34,6 @@ use crate::units::{BucketNr, Gen, Inode, JournalSeq, SECTOR_BYTES, Sector};
 /// Leaves that are written with one flush.
 const ROUND: usize = 32;
 
-/// A run on its way to the disk.
-pub(super) struct Append {
-    id: NodeId,
-    ptr: Ptr,
-    seq: u64,
-    sector: Sector,
-    bytes: Vec<u8>,
-    blocks: u32,
-    pin: Option<JournalSeq>,
-    /// Of a leaf: what the bytes say.
-    pub(super) keys: Vec<Key>,
-}
-
 /// What a round holds back until the newest root is named by all further journal entries (the pins)
 /// or durable (the buckets: nodes under the old root must stay as they are until then). One journal
 /// entry serves a whole round, however many nodes it rewrote.
@@ -55,7 +44,7 @@ pub(super) struct Deferred {
     pub(super) buckets: Vec<(BucketNr, Gen)>,
     pub(super) pins: Vec<JournalSeq>,
     /// Clean extents that were not written, because what they say was not durable: later.
-    unvouched: Vec<Span>,
+    pub(super) unvouched: Vec<Span>,
 }
 
 /// A child that its parent is about to lose.
@@ -167,7 +156,7 @@ impl Tree {
         fresh_node_sectors(self.shape.geometry.bucket_sectors)
     }
 
-    fn block_sectors(&self) -> u32 {
+    pub(super) fn block_sectors(&self) -> u32 {
         self.shape.geometry.block_sectors
     }
 
@@ -269,154 +258,12 @@ impl Tree {
     }
 
     /// Whether a run of so many bytes of keys fits behind a node's last.
-    fn fits(&self, node: &Node, key_bytes: usize) -> bool {
+    pub(super) fn fits(&self, node: &Node, key_bytes: usize) -> bool {
         let blocks = set_blocks(key_bytes, self.block_sectors());
-        (node.written_blocks + blocks) * self.block_sectors() <= node.sectors
+        (node.runs.blocks + blocks) * self.block_sectors() <= node.sectors
     }
 
-    fn plan_append(&self, id: NodeId) -> Plan {
-        let mut nodes = self.nodes.borrow_mut();
-        let pending = &nodes.get(id).pending;
-        if pending.is_empty() && pending.pin.is_none() {
-            return Plan::Nothing;
-        }
-        if pending.whole {
-            return Plan::Rewrite;
-        }
-        let spans = merge_spans(pending.spans.clone());
-        let keys = self.keys_of_spans(&spans);
-        let node = nodes.get(id);
-        if node.stale || !self.fits(node, encoded_bytes(&keys)) {
-            return Plan::Rewrite;
-        }
-        let (ptr, seq, at_block) = (node.ptr, node.seq, node.written_blocks);
-        let pin = nodes.take_pending(id).pin;
-        nodes.get_mut(id).written_keys += keys.len() as u32;
-        self.alloc.set_node_debt(nodes.debt());
-        drop(nodes);
-        if keys.is_empty() {
-            if let Some(seq) = pin {
-                self.journal.unpin(seq);
-            }
-            return Plan::Nothing;
-        }
-        let mut append = self.append_of(id, ptr, seq, at_block, &keys, pin);
-        append.keys = keys;
-        Plan::Append(append)
-    }
-
-    fn append_of(
-        &self,
-        id: NodeId,
-        ptr: Ptr,
-        seq: u64,
-        at_block: u32,
-        keys: &[Key],
-        pin: Option<JournalSeq>,
-    ) -> Append {
-        let mut bytes = Vec::new();
-        let block_sectors = self.block_sectors();
-        let magic = self.shape.set_magic;
-        let blocks = bset::set_encode(seq, ptr, magic, keys, block_sectors, &mut bytes);
-        Append {
-            id,
-            ptr,
-            seq,
-            sector: ptr.sector() + u64::from(at_block * block_sectors),
-            bytes,
-            blocks,
-            pin,
-            keys: Vec::new(),
-        }
-    }
-
-    /// What the index has in the spans, with deletions where it has nothing.
-    fn keys_of_spans(&self, spans: &[Span]) -> Vec<Key> {
-        let mut keys = Vec::new();
-        for span in spans {
-            let mut at = span.start;
-            self.scan(span.inode, span.start, span.end, &mut |e| {
-                if self.is_fresh(&e) {
-                    let cut = e.cut(e.start.max(span.start), e.end().min(span.end));
-                    push_deletions(&mut keys, span.inode, at, cut.start);
-                    keys.push(key_of(span.inode, &cut));
-                    at = cut.end();
-                }
-                true
-            });
-            push_deletions(&mut keys, span.inode, at, span.end);
-        }
-        keys
-    }
-
-    async fn write_appends(&self, mut appends: Vec<Append>) -> Result<(), Stopped> {
-        self.write_tails(&appends).await?;
-        let speaks_of_data = appends.iter().any(|a| !a.keys.is_empty());
-        let failed = self.flush_data(speaks_of_data).await?;
-        if !failed.is_empty() && self.strike_appends(&mut appends, &failed) {
-            self.write_tails(&appends).await?;
-            self.flush_data(false).await?;
-        }
-        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
-        let heads = appends.iter().map(|a| {
-            let mut buf = self.disk.alloc(head_bytes);
-            buf.copy_from_slice(&a.bytes[..head_bytes]);
-            self.disk.write(a.sector, buf)
-        });
-        for (_, done) in answers(heads).await {
-            self.written(done)?;
-        }
-        for append in appends {
-            self.nodes.borrow_mut().get_mut(append.id).written_blocks += append.blocks;
-            if let Some(seq) = append.pin {
-                self.journal.unpin(seq);
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes all of the runs but their first blocks: none of them counts yet.
-    async fn write_tails(&self, appends: &[Append]) -> Result<(), Stopped> {
-        let head_bytes = self.disk.block_sectors() as usize * SECTOR_BYTES;
-        let tails = appends.iter().filter(|a| a.bytes.len() > head_bytes);
-        let tails = tails.map(|a| {
-            let mut buf = self.disk.alloc(a.bytes.len() - head_bytes);
-            buf.copy_from_slice(&a.bytes[head_bytes..]);
-            let at = a.sector + u64::from(self.disk.block_sectors());
-            self.disk.write(at, buf)
-        });
-        for (_, done) in answers(tails).await {
-            self.written(done)?;
-        }
-        Ok(())
-    }
-
-    /// Takes out of the runs what nobody vouches for: see [`vouch`]. Returns whether there was any.
-    fn strike_appends(&self, appends: &mut [Append], failed: &[Inode]) -> bool {
-        let mut any = false;
-        for append in appends {
-            let mut struck = Vec::new();
-            vouch::delete(&mut append.keys, failed, &mut struck);
-            if struck.is_empty() {
-                continue;
-            }
-            any = true;
-            append.bytes.clear();
-            // A deletion is shorter than what it stands for: the run does not grow.
-            append.blocks = bset::set_encode(
-                append.seq,
-                append.ptr,
-                self.shape.set_magic,
-                &append.keys,
-                self.block_sectors(),
-                &mut append.bytes,
-            );
-            self.deferred.borrow_mut().unvouched.extend(struck);
-        }
-        any
-    }
-
-    fn written(&self, done: Result<(), IoError>) -> Result<(), Stopped> {
+    pub(super) fn written(&self, done: Result<(), IoError>) -> Result<(), Stopped> {
         done.map_err(|why| {
             let name = self.disk.name();
             self.latch
@@ -427,7 +274,7 @@ impl Tree {
     /// Makes durable what the keys about to be written speak of: data on the cache device and, for
     /// keys of leaves (`speaks_of_data`), on the backing devices what clean keys claim to be there.
     /// Returns the volumes whose backing devices failed to: their clean keys are not to be written.
-    async fn flush_data(&self, speaks_of_data: bool) -> Result<Vec<Inode>, Stopped> {
+    pub(super) async fn flush_data(&self, speaks_of_data: bool) -> Result<Vec<Inode>, Stopped> {
         let backing = match &*self.barrier.borrow() {
             Some(barrier) if speaks_of_data => Some(barrier()),
             _ => None,
@@ -518,9 +365,8 @@ impl Tree {
         for (&id, keys) in ids.iter().zip(parts) {
             let mut nodes = self.nodes.borrow_mut();
             let node = nodes.get_mut(id);
-            node.written_keys = keys.len() as u32;
             let mut bytes = Vec::new();
-            node.written_blocks = bset::set_encode(
+            let blocks = bset::set_encode(
                 node.seq,
                 node.ptr,
                 self.shape.set_magic,
@@ -528,7 +374,8 @@ impl Tree {
                 self.block_sectors(),
                 &mut bytes,
             );
-            assert!(node.written_blocks * self.block_sectors() <= node.sectors);
+            assert!(blocks * self.block_sectors() <= node.sectors);
+            node.runs = Runs::first(keys, blocks);
             let mut buf = self.disk.alloc(bytes.len());
             buf.copy_from_slice(&bytes);
             writes.push(self.disk.write(node.ptr.sector(), buf));
@@ -632,9 +479,8 @@ impl Tree {
             let mut nodes = self.nodes.borrow_mut();
             let node = nodes.get_mut(parent);
             node.freed_keys += freed.len() as u32;
-            let (ptr, seq, at) = (node.ptr, node.seq, node.written_blocks);
             drop(nodes);
-            self.append_of(parent, ptr, seq, at, &keys, None)
+            self.append_of(parent, &keys)
         };
         self.write_appends(vec![append]).await
     }
@@ -720,44 +566,6 @@ pub(super) fn fill_bytes(shape: &Shape) -> usize {
     fill - bset::HEADER_BYTES
 }
 
-enum Plan {
-    Nothing,
-    Append(Append),
-    Rewrite,
-}
-
-/// Deletion keys over [start, end).
-fn push_deletions(keys: &mut Vec<Key>, inode: Inode, start: Sector, end: Sector) {
-    let mut at = start;
-    while at < end {
-        let size = (end - at).min(DELETE_SECTORS_MAX);
-        at += size;
-        keys.push(Key {
-            inode,
-            end: at,
-            size_sectors: size as u32,
-            dirty: false,
-            ptr: None,
-        });
-    }
-}
-
-/// Sorts spans and joins those that touch.
-fn merge_spans(mut spans: Vec<Span>) -> Vec<Span> {
-    // As one number each, so that sorting does not branch; the end matters to no one here.
-    spans.sort_unstable_by_key(|span| u128::from(span.inode.0) << 64 | u128::from(span.start.0));
-    let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
-    for span in spans {
-        match merged.last_mut() {
-            Some(last) if last.inode == span.inode && span.start <= last.end => {
-                last.end = last.end.max(span.end);
-            }
-            _ => merged.push(span),
-        }
-    }
-    merged
-}
-
 /// Divides keys into as few parts as hold at most `bytes` each, of about equal size; at least one.
 pub(super) fn split(keys: Vec<Key>, bytes: usize) -> Vec<Vec<Key>> {
     let total = encoded_bytes(&keys);
@@ -768,29 +576,4 @@ pub(super) fn split(keys: Vec<Key>, bytes: usize) -> Vec<Vec<Key>> {
     let parts = total.div_ceil(bytes).max(2);
     let each = keys.len().div_ceil(parts);
     keys.chunks(each).map(<[Key]>::to_vec).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_that_touch_or_overlap_become_one() {
-        let span = |start, end| Span {
-            inode: Inode(1),
-            start: Sector(start),
-            end: Sector(end),
-        };
-        let merged = merge_spans(vec![span(8, 16), span(0, 8), span(40, 48), span(12, 20)]);
-        assert_eq!(merged, [span(0, 20), span(40, 48)]);
-    }
-
-    #[test]
-    fn long_holes_become_several_deletions() {
-        let mut keys = Vec::new();
-        push_deletions(&mut keys, Inode(0), Sector(8), Sector(70_000));
-        assert_eq!(keys.len(), 3);
-        assert_eq!(keys[0].start(), Sector(8));
-        assert_eq!(keys[2].end, Sector(70_000));
-    }
 }

@@ -19,6 +19,9 @@ const WINDOW_BYTES: u64 = 256 << 10;
 /// Damaged entries that are remembered.
 const DAMAGED_MAX: usize = 1000;
 
+/// Entries that Linux replays with a holder each: its table takes one more, which it needs itself.
+const LINUX_PINS_MAX: u64 = 32_766;
+
 /// What stands at a block of the journal that bears its magic number.
 pub struct Seen {
     /// Bytes from the start of the device.
@@ -180,6 +183,7 @@ impl Check<'_> {
         }
         self.damaged(&places, Some(newest_byte));
         self.gaps(first, newest, &needed);
+        self.brim(first, newest, &needed);
         let summary = &mut self.report.summary;
         summary.journal_newest = newest;
         summary.journal_entries = needed.len() as u64;
@@ -235,6 +239,37 @@ impl Check<'_> {
                 self.find(Kind::JournalGap, before.unwrap_or(byte), text);
             }
             (want, before) = (seq + 1, Some(byte));
+        }
+    }
+
+    /// Whether the journal is within what Linux can replay: see [`ring`](crate::journal::ring).
+    fn brim(&mut self, first: u64, newest: u64, needed: &BTreeMap<u64, u64>) {
+        let what_to_do = "do not open the set with Linux before spdk-bcache has started it and \
+                          stopped it in good order, which takes the keys out of the journal";
+        let Some(&newest_byte) = needed.get(&newest) else {
+            return;
+        };
+        let live = newest + 1 - first;
+        if live > LINUX_PINS_MAX {
+            let text = format!(
+                "{live} journal entries are needed; Linux replays {LINUX_PINS_MAX} safely, and may \
+                 lose the keys of the others if it crashes: {what_to_do}"
+            );
+            self.find(Kind::JournalBrim, newest_byte, text);
+        }
+        let buckets = &self.cache.sb.journal_buckets;
+        let bucket_bytes = self.cache.bucket_bytes();
+        let bucket_of = |byte: u64| byte / bucket_bytes;
+        let at = |bucket: &BucketNr| u64::from(bucket.0) == bucket_of(newest_byte);
+        let current = buckets.iter().position(at).unwrap_or(0);
+        let next = buckets[(current + 1) % buckets.len()];
+        let in_next = |byte: &&u64| bucket_of(**byte) == u64::from(next.0);
+        if let Some(&byte) = needed.values().find(in_next) {
+            let text = format!(
+                "journal bucket {next}, behind that of the newest entry, holds entries that are \
+                 needed: Linux may hang while it replays the journal; {what_to_do}"
+            );
+            self.find(Kind::JournalBrim, byte, text);
         }
     }
 

@@ -41,6 +41,8 @@ pub enum Kind {
     JournalEmpty,
     /// A needed journal entry is missing.
     JournalGap,
+    /// Linux may hang over this journal, or lose keys of it, although nothing in it is damaged.
+    JournalBrim,
     /// Two entries bear the same number.
     JournalTwice,
     /// An entry with a right checksum says what cannot be.
@@ -87,6 +89,8 @@ pub enum Kind {
     NodeOverlap,
     /// A part of a node whose predecessor is lost.
     NodeStray,
+    /// A leaf that Linux misreads, although nothing in it is damaged.
+    NodeMisread,
     /// A bucket that is reached as a btree node twice: a cycle, or two parents.
     NodeTwice,
     /// A child's key that names nothing that can be a node.
@@ -141,7 +145,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 61] = [
+    pub const ALL: [Kind; 63] = [
         Kind::SuperMagic,
         Kind::SuperOffset,
         Kind::SuperChecksum,
@@ -155,6 +159,7 @@ impl Kind {
         Kind::Unreadable,
         Kind::JournalEmpty,
         Kind::JournalGap,
+        Kind::JournalBrim,
         Kind::JournalTwice,
         Kind::JournalEntry,
         Kind::JournalKey,
@@ -178,6 +183,7 @@ impl Kind {
         Kind::NodeOrder,
         Kind::NodeOverlap,
         Kind::NodeStray,
+        Kind::NodeMisread,
         Kind::NodeTwice,
         Kind::ChildKey,
         Kind::ChildStale,
@@ -296,6 +302,9 @@ pub struct Summary {
     pub extents: u64,
     /// Extents whose buckets have been reused: they mean nothing.
     pub stale_extents: u64,
+    /// Of those, extents that say the backing device lacks them. Linux leaves such when it crashes,
+    /// for it writes extents back without a word in the journal; this engine never does.
+    pub stale_dirty_extents: u64,
     /// Buckets.
     pub buckets: BucketSum,
     /// What is known of volumes.

@@ -237,6 +237,7 @@ impl Check<'_> {
                     self.find_key(Kind::GenBehind, key, text);
                 }
                 self.report.summary.stale_extents += 1;
+                self.report.summary.stale_dirty_extents += u64::from(key.dirty);
                 return;
             }
             Age::Ahead(by) => {

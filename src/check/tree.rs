@@ -11,6 +11,7 @@ use super::{Cache, CannotCheck, Check, describe, kind_of_extent, read};
 use crate::format::bset::{BsetError, NodeImage, byte_of_part, each_key, node_salvage};
 use crate::format::jset::MAX_LEVEL;
 use crate::format::key::Key;
+use crate::format::linux;
 use crate::format::merge::{merge, merge_inner, merge_keeping_deletions, overlay};
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
@@ -284,6 +285,22 @@ impl Check<'_> {
         }
     }
 
+    /// Whether Linux reads a leaf as it is meant: see [`linux`].
+    fn linux_reads(&mut self, at: u64, sets: &[Vec<Key>]) {
+        let geometry = &self.cache.geometry;
+        if linux::is_right(sets, geometry) {
+            return;
+        }
+        let fit = linux::fit(sets, geometry);
+        let text = format!(
+            "Linux refuses or misreads this btree node: it merges its keys into {} bytes, where there \
+             is room for {}. No data are damaged; do not open the set with Linux before spdk-bcache \
+             has started it and stopped it in good order, which writes the node anew",
+            fit.merged_bytes, fit.room_bytes
+        );
+        self.find(Kind::NodeMisread, at, text);
+    }
+
     fn leaf(&mut self, want: &Want, at: u64, sets: Vec<Vec<Key>>, replayed: &[Key]) {
         let mut raw = Vec::new();
         each_key(
@@ -314,6 +331,7 @@ impl Check<'_> {
                 good[set].push(key);
             }
         }
+        self.linux_reads(at, &sets);
         self.leaf = Leaf { byte: at, sets };
         let mut keys = merge_keeping_deletions(&good);
         let news = within(replayed, want.start, want.end);

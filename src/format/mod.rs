@@ -11,6 +11,7 @@
 //! | [`jset`] | a journal entry | the journal buckets |
 //! | [`bset`] | a sorted run of keys; a btree node is a log of them | the node's bucket |
 //! | [`merge`] | what the runs of one node amount to | (memory) |
+//! | [`linux`] | what Linux makes of the runs of a leaf, and whether that has room | (memory) |
 //! | [`prio`] | priorities and generations of all buckets | a chain of buckets |
 //! | [`uuids`] | the volumes of a set | one bucket |
 //! | [`key`] | an extent, a child, or a deletion | within the others |
@@ -22,6 +23,7 @@ pub mod bset;
 pub mod crc;
 pub mod jset;
 pub mod key;
+pub mod linux;
 pub mod merge;
 pub mod prio;
 pub mod superblock;

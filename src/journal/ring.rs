@@ -17,7 +17,7 @@
 //!   move `durable_last` on and carry a new root, can be written until leaves have been.
 //!
 //! A journal that comes with the next bucket in use (kernels before 5.19 leave such) is gone on with as
-//! it is until the invariant holds again ([`Ring::tight`]).
+//! it is until the invariant holds again.
 
 use crate::limits::MAX_JSET_BYTES;
 use crate::units::{BucketNr, JournalSeq, SECTOR_BYTES, Sector};

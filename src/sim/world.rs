@@ -247,7 +247,7 @@ impl World {
         // Of a device that lies, much may be damaged.
         let result = result.and_then(|()| match self.plan.lies {
             true => Ok(()),
-            false => check::offline(&self.cache, &self.backings),
+            false => check::offline_own(&self.cache, &self.backings),
         });
         self.now_us = life.sched.now_us();
         self.report.reuses = self.report.reuses.max(self.gens.most());
