@@ -4,6 +4,9 @@ The kernel package is fetched once with apt-get, unpacked into the user's cache 
 one shell script as root and powers off; its console is what comes back. Images are /dev/vda, /dev/vdb, … in order,
 vhost-user-blk sockets come after them. Hardware virtualisation is used only after a probe showed that a kernel boots
 with it (on some nested hosts it hangs); otherwise QEMU emulates, and a boot takes some 8 seconds.
+
+The kernel is that of the Debian release that runs here. Another release's is fetched through a sources list and state
+of its own, so that the machine's apt stays as it is.
 """
 
 import os
@@ -41,10 +44,14 @@ def cache_folder():
 
 
 class Kernel:
-    """The unpacked kernel, and a base initrd of busybox, modules and init."""
+    """The unpacked kernel, and a base initrd of busybox, modules and init.
 
-    def __init__(self):
-        self.folder = cache_folder()
+    suite   the Debian release that it is of, by its code name; None for the machine's own
+    """
+
+    def __init__(self, suite=None):
+        self.suite = suite
+        self.folder = cache_folder() if suite is None else cache_folder().with_name("guest-%s" % suite)
         self.stamp = self.folder / "ready-1"
         if not self.stamp.exists():
             self.prepare()
@@ -54,11 +61,11 @@ class Kernel:
 
     def prepare(self):
         """Fetches and unpacks; a second process that does the same at the same time wins or loses whole."""
-        partial = self.folder.with_name("guest.%d" % os.getpid())
+        partial = self.folder.with_name("%s.%d" % (self.folder.name, os.getpid()))
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         print("fetching Debian's kernel for the guest (70 MB, once)", flush=True)
-        self.fetch(partial)
+        self.fetch(partial, self.suite)
         self.make_base(partial)
         (image,) = partial.glob("kernel/boot/vmlinuz-*")
         (partial / self.stamp.name).write_text("kvm" if kvm_boots(image) else "tcg")
@@ -66,23 +73,27 @@ class Kernel:
         partial.rename(self.folder)
 
     @staticmethod
-    def fetch(folder):
-        """The newest kernel package of this Debian, unpacked into folder/kernel."""
-        depends = tools.run("apt-cache", "depends", KERNEL_PACKAGE, expect=None)
+    def fetch(folder, suite):
+        """The newest kernel package of a Debian release, unpacked into folder/kernel."""
+        options = apt_options(folder, suite) if suite else []
+        if suite:
+            tools.run("apt-get", *options, "update", "-q", limit=300)
+        depends = tools.run("apt-cache", *options, "depends", KERNEL_PACKAGE, expect=None)
         if "linux-image" not in depends.replace(KERNEL_PACKAGE, "", 1):
-            tools.run("apt-get", "update", "-q", limit=300)
-            depends = tools.run("apt-cache", "depends", KERNEL_PACKAGE)
+            tools.run("apt-get", *options, "update", "-q", limit=300)
+            depends = tools.run("apt-cache", *options, "depends", KERNEL_PACKAGE)
         names = re.findall(r"Depends: (linux-image-\S+)", depends)
         if not names:
             raise tools.Missing("apt knows no kernel behind %s" % KERNEL_PACKAGE)
         try:
-            tools.run("apt-get", "download", names[0], cwd=folder, limit=300)
+            tools.run("apt-get", *options, "download", names[0], cwd=folder, limit=600)
         except tools.CommandFailed:  # the lists name a version that the archive has replaced
-            tools.run("apt-get", "update", "-q", limit=300)
-            tools.run("apt-get", "download", names[0], cwd=folder, limit=300)
+            tools.run("apt-get", *options, "update", "-q", limit=300)
+            tools.run("apt-get", *options, "download", names[0], cwd=folder, limit=600)
         (package,) = folder.glob("linux-image-*.deb")
         tools.run("dpkg", "-x", package, folder / "kernel", limit=300)
         package.unlink()
+        shutil.rmtree(folder / "apt", ignore_errors=True)
 
     @staticmethod
     def make_base(folder):
@@ -94,7 +105,7 @@ class Kernel:
         # /lib is a link on the systems of today, a folder in the package
         (tree,) = [path for path in folder.glob("kernel/**/modules/*") if (path / "kernel").is_dir()]
         root = tree.parents[2]
-        tools.run(tools.program("depmod"), "-b", root, tree.name)
+        tools.run(tools.program("depmod"), "-b", root, tree.name, limit=300)
         order = []
         for module in MODULES:
             text = tools.run(tools.program("modprobe"), "-d", root, "-S", tree.name, "--show-depends", module)
@@ -106,6 +117,27 @@ class Kernel:
         init = base / "init"
         init.write_text(INIT)
         init.chmod(0o755)
+
+
+def apt_options(folder, suite):
+    """Options that let apt read one Debian release, with its state in folder/apt."""
+    apt = folder / "apt"
+    for name in ("lists/partial", "cache/archives/partial", "empty"):
+        (apt / name).mkdir(parents=True)
+    (apt / "status").touch()
+    targets = tools.run("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
+    mirrors = re.findall(r"^Debian (\S+)$", targets, re.MULTILINE) or re.findall(r" (\S+/debian/?)$", targets, re.MULTILINE)
+    if not mirrors:
+        raise tools.Missing("apt's sources name no Debian mirror: apt-get update")
+    keyrings = [path for path in pathlib.Path("/usr/share/keyrings").glob("debian-archive-keyring.*")]
+    if not keyrings:
+        raise tools.Missing("Debian's archive keyring is missing: apt-get install debian-archive-keyring")
+    (apt / "sources.list").write_text("deb [signed-by=%s] %s %s main\n" % (keyrings[0], mirrors[0], suite))
+    settings = {"Dir::Etc::SourceList": apt / "sources.list", "Dir::Etc::SourceParts": "/dev/null",
+                "Dir::Etc::Preferences": "/dev/null", "Dir::Etc::PreferencesParts": "/dev/null",
+                "Dir::State::Lists": apt / "lists", "Dir::State::status": apt / "status", "Dir::Cache": apt / "cache",
+                "APT::Sandbox::User": "root", "APT::Update::Post-Invoke-Success::": ""}
+    return [word for key, value in settings.items() for word in ("-o", "%s=%s" % (key, value))]
 
 
 def module_name(path):
@@ -151,9 +183,12 @@ class Guest:
     vhost    sockets of vhost-user-blk controllers
     files    name in the guest's root: path here
     network  a card with the host's loopback reachable as 10.0.2.2
+    suite    the Debian release of its kernel; None for the machine's own
+    memory_mb  its memory
     """
 
-    def __init__(self, folder, script, images=(), vhost=(), files=None, network=False, name="guest"):
+    def __init__(self, folder, script, images=(), vhost=(), files=None, network=False, name="guest", suite=None,
+                 memory_mb=MEMORY_MB):
         self.folder = pathlib.Path(folder)
         self.name = name
         self.script = script
@@ -161,6 +196,8 @@ class Guest:
         self.vhost = list(vhost)
         self.files = dict(files or {})
         self.network = network
+        self.suite = suite
+        self.memory_mb = memory_mb
         self.process = None
         self.lines = []
         self.changed = threading.Condition()
@@ -186,14 +223,14 @@ class Guest:
     def command(self, kernel):
         """QEMU's command line."""
         command = [tools.program("qemu-system-x86_64"), "-accel", kernel.accelerator, "-cpu", "max", "-smp", "1",
-                   "-m", str(MEMORY_MB), "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
+                   "-m", str(self.memory_mb), "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
                    "-kernel", str(kernel.image), "-initrd", str(self.make_initrd(kernel)),
                    "-append", "console=ttyS0 panic=-1 quiet"]
         for image in self.images:
             command += ["-drive", "file=%s,if=virtio,format=raw,cache=unsafe" % image]
         if self.vhost:
             # the target maps the guest's memory: shared huge pages
-            command += ["-object", "memory-backend-file,id=mem,size=%dM,mem-path=/dev/hugepages,share=on" % MEMORY_MB,
+            command += ["-object", "memory-backend-file,id=mem,size=%dM,mem-path=/dev/hugepages,share=on" % self.memory_mb,
                         "-numa", "node,memdev=mem"]
         for number, path in enumerate(self.vhost):
             command += ["-chardev", "socket,id=vhost%d,path=%s" % (number, path),
@@ -206,7 +243,7 @@ class Guest:
 
     def start(self):
         """Boots; returns self."""
-        self.process = subprocess.Popen(self.command(Kernel()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen(self.command(Kernel(self.suite)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, start_new_session=True)
         self.reader = threading.Thread(target=self.read_console, daemon=True)
         self.reader.start()

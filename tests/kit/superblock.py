@@ -122,3 +122,34 @@ def cut_journal(path):
     seq, _, offset = needed[len(needed) // 2]
     images.patch(path, offset, bytes(240))
     return seq
+
+
+def key_bytes(row):
+    """A key of `bcachectl dump keys --json` as it stands on disk."""
+    high = 1 << 63 | 1 << 60 | int(row["dirty"]) << 36 | row["sectors"] << 20 | row["inode"]
+    return struct.pack("<QQQ", high, row["start"] + row["sectors"], row["at"] << 8 | row["gen"])
+
+
+def fill_journal(path, rows):
+    """Writes journal entries behind the newest, of one block each, until one bucket is left: the brim up to which a
+    writer may leave them to Linux. Their keys are those in `rows`, again and again. Returns how many keys that makes."""
+    block = Superblock(path)
+    step, bucket_bytes = block["block_size"] * images.SECTOR, block["bucket_size"] * images.SECTOR
+    buckets = [struct.unpack_from("<Q", block.data, LIST_AT + 8 * number)[0] for number in range(block["keys"])]
+    newest, _, at = journal_entries(path)[-1]
+    head = images.read(path, at, 240)
+    current = buckets.index(at // bucket_bytes)
+    used = -(-(240 + 8 * struct.unpack_from("<I", head, 28)[0]) // step) * step
+    places = list(range(at + used, (at // bucket_bytes + 1) * bucket_bytes, step))
+    for number in range(1, len(buckets) - 1):
+        start = buckets[(current + number) % len(buckets)] * bucket_bytes
+        places += range(start, start + bucket_bytes, step)
+    each = (step - 240) // 24
+    for number, place in enumerate(places):
+        keys = b"".join(key_bytes(rows[k % len(rows)]) for k in range(number * each, (number + 1) * each))
+        entry = bytearray(head + keys)
+        struct.pack_into("<Q", entry, 16, newest + 1 + number)
+        struct.pack_into("<IQ", entry, 28, len(keys) // 8, newest)
+        struct.pack_into("<Q", entry, 0, crc64(entry[8:]))
+        images.patch(path, place, bytes(entry).ljust(step, b"\0"))
+    return len(places) * each

@@ -13,7 +13,7 @@ GOLDEN = ["clean-dirty", "crash-dirty", "power-cut", "overlaps-crash", "two-back
 REGISTER = """
 for d in /dev/vd[b-z] /dev/vda; do [ -b $d ] && echo $d > /sys/fs/bcache/register; done
 n=0; while [ ! -b /dev/bcache0 ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n + 1)); done
-dmesg | grep -iE 'bcache: .*(error|bad|corrupt|invalid|unsupported|fail)' | grep -v 'stale dirty pointer' |
+dmesg | grep -iwE 'bcache: .*(errors?|bad|corrupt(ed)?|invalid|unsupported|missing|fail(s|ed)?)' | grep -v 'stale dirty pointer' |
     sed 's/^/@trouble /'
 dmesg | grep -E 'bcache: .*stale dirty pointer' | sed 's/^/@stale /'
 [ -b /dev/bcache0 ] || { dmesg | tail -20; exit 1; }
@@ -35,8 +35,8 @@ def nothing_wrong(cache, *backings):
 def kernel_judges(folder, pair, data, more="", killed=False):
     """Lets the kernel open copies' originals: it verifies every sector against state and log, then runs `more`.
 
-    After a kill it may find stale dirty pointers: as in Linux, a key becomes clean without a word in the journal, and
-    its bucket is used again afterwards. The backing device has had those data, flushed, since before either.
+    After a kill it may find stale dirty pointers in leaves: newer keys in the journal cover them, see
+    docs/kernel-rules.md.
     """
     files = {}
     words = ""
