@@ -182,21 +182,13 @@ const OF_THE_JOURNAL: &[Corruption] = &[
             l.edit_newest(|e| e.last_seq.0 = 0);
         },
     ),
-    (
-        "all of the ring is needed",
-        "wrapped",
-        Kind::JournalBrim,
-        |l| {
-            let oldest = *l.reader.entries.keys().next().expect("an entry");
-            l.edit_newest(|e| e.last_seq.0 = oldest);
-        },
-    ),
-    (
-        "more entries than Linux has holders for",
-        "clean-dirty",
-        Kind::JournalBrim,
-        |l| l.edit_newest(|e| e.seq.0 += 40_000),
-    ),
+    ("brimful", "wrapped", Kind::JournalBrim, |l| {
+        let oldest = *l.reader.entries.keys().next().expect("an entry");
+        l.edit_newest(|e| e.last_seq.0 = oldest);
+    }),
+    ("too many", "clean-dirty", Kind::JournalBrim, |l| {
+        l.edit_newest(|e| e.seq.0 += 40_000)
+    }),
     (
         "a number from the future",
         "crash-dirty",
@@ -431,12 +423,7 @@ const OF_NODES: &[Corruption] = &[
             l.golden.cache.copy_within(at..at + 32, end - block);
         },
     ),
-    (
-        "small writes inside of longer keys",
-        "kernel-splits",
-        Kind::NodeMisread,
-        |_| (),
-    ),
+    ("inside of keys", "kernel-splits", Kind::NodeMisread, |_| ()),
     (
         "a node that is its own child",
         "deep-tree",

@@ -380,7 +380,8 @@ impl Tree {
             maps.push(&self.domain, key.inode, extent_of(key, ptr));
         }
         let geometry = &self.shape.geometry;
-        Ok(sets.len() < 2 || linux::is_right_in_pieces(&pieces, sets, geometry))
+        let has_room = sets.len() < 2 || linux::is_right_in_pieces(&pieces, sets, geometry);
+        Ok(has_room && linux::is_in_order(sets))
     }
 
     /// Counts all fresh extents into the allocator: once, when a set has been loaded.

@@ -76,6 +76,12 @@ pub fn is_right_in_pieces(pieces: &[Key], sets: &[Vec<Key>], geometry: &Geometry
     set_bytes(encoded_bytes(pieces)) <= room_bytes(sets, geometry) || fit(sets, geometry).is_right()
 }
 
+/// Whether each run is in order and free of overlaps, as Linux's merge takes for granted.
+pub fn is_in_order(sets: &[Vec<Key>]) -> bool {
+    let apart = |pair: &[Key]| pair[0].position() <= (pair[1].inode, pair[1].start());
+    sets.iter().all(|set| set.windows(2).all(apart))
+}
+
 fn room_bytes(sets: &[Vec<Key>], geometry: &Geometry) -> usize {
     let blocks = |set: &Vec<Key>| set_blocks(encoded_bytes(set), geometry.block_sectors);
     let block_bytes = geometry.block_sectors as usize * SECTOR_BYTES;
