@@ -339,6 +339,17 @@ def test_blocks_with_metadata(shared, folder):
         shared.call("bdev_null_delete", name="odd")
 
 
+def test_buckets_of_one_block(shared, folder):
+    made = volume.Pair(folder)
+    made.add_bdevs(shared)
+    before = digest(made.cache, made.backing)
+    sizes = {"name": made.name, "cache_bdev": made.cache_bdev, "backing_bdev": made.backing_bdev,
+             "bucket_size_kb": 4, "block_size": 4096}
+    refused(shared, "bdev_bcache_create", **sizes)
+    assert digest(made.cache, made.backing) == before
+    assert shared.call("bdev_bcache_create", limit=60, force=True, **sizes) == made.name
+
+
 def test_other_data(shared, folder):
     pair = volume.Pair(folder)
     images.patch(pair.backing, 1080, b"\x53\xef")
