@@ -195,7 +195,32 @@ impl Hub {
             is_twin,
             bdev: bdev.into(),
         };
+        self.warn_beyond(&left);
         self.left.borrow_mut().insert(bdev.into(), left);
+    }
+
+    /// Logs what the running set of a device that was left alone has beyond its end.
+    fn warn_beyond(&self, left: &LeftAlone) {
+        if let Some(beyond) = self.beyond_error(left) {
+            log::warn!("{}: {beyond}", left.bdev);
+        }
+    }
+
+    /// Logs the same of all that were left alone, when their set has come up after them.
+    pub(super) fn warn_beyond_of(&self, set: Uuid) {
+        let left = self.left_alone().into_iter();
+        let of_set =
+            left.filter(|l| matches!(&l.superblock, Super::Backing(sb) if sb.set_uuid == set));
+        of_set.for_each(|left| self.warn_beyond(&left));
+    }
+
+    fn beyond_error(&self, left: &LeftAlone) -> Option<SetError> {
+        let sectors = self.beyond_left(left);
+        (sectors > 0).then(|| SetError::Beyond {
+            name: left.name.clone(),
+            bytes: sectors * SECTOR_BYTES as u64,
+            end: Sector(left.size_sectors),
+        })
     }
 
     /// The devices that examine found and did not bring up, as far as that still holds, each under a
@@ -223,12 +248,7 @@ impl Hub {
                 left.name = longer.find(|name| free(name)).unwrap_or(longest);
             }
             left.beyond_sectors = self.beyond_left(&left);
-            if left.beyond_sectors > 0 {
-                let beyond = SetError::Beyond {
-                    name: left.name.clone(),
-                    bytes: left.beyond_sectors * SECTOR_BYTES as u64,
-                    end: Sector(left.size_sectors),
-                };
+            if let Some(beyond) = self.beyond_error(&left) {
                 left.reason = format!("{}; {beyond}", left.reason);
             }
             names.push(left.name.clone());

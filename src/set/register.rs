@@ -255,6 +255,7 @@ impl Hub {
 
     /// Brings up the volumes that waited for a set.
     pub(super) async fn bring_up_waiting(&self, set: &Rc<CacheSet>) {
+        self.warn_beyond_of(set.set_uuid());
         for volume in self.volumes() {
             let backing = volume.backing.as_ref().map(|b| b.superblock());
             let waits = backing.is_some_and(|sb| sb.set_uuid == set.set_uuid());
