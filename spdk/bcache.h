@@ -82,9 +82,16 @@ struct bcache_ops {
 	void (*fini_start)(void);
 	/* Ends in bcache_fini_done. */
 	void (*fini)(void);
-	/* Ends in bcache_examine_done. */
+	/* A bdev has appeared. What is done about it goes on after the call. */
 	void (*examine)(const char *bdev_name);
 	void (*write_config)(struct spdk_json_write_ctx *w);
+	/*
+	 * Comes after write_config, for each volume in its place among all bdevs. The list of bdevs is
+	 * locked: nothing of SPDK's but the writing may be called.
+	 */
+	void (*write_volume_config)(void *volume, struct spdk_json_write_ctx *w);
+	/* The target has been told to end, and has not begun to. */
+	void (*end_begins)(void);
 	/* On any thread. Ends in spdk_bdev_destruct_done. */
 	void (*destruct)(void *volume);
 	/* An opened device is about to go, or has another size. */
@@ -101,6 +108,9 @@ extern const struct bcache_ops bcache_ops_of_rust;
 /* Runs the target until it is told to stop; returns the exit status. `argv` as main got it. */
 int bcache_app_run(int argc, char **argv);
 
+/* Ends the process at once. Only for a target that bcache_app_run runs. */
+void bcache_exit(int status);
+
 /* Level as in enum spdk_log_level; the texts need not end in a NUL. */
 void bcache_log(int level, const char *file, size_t file_bytes, int line, const char *text,
 		size_t text_bytes);
@@ -109,7 +119,6 @@ void bcache_log(int level, const char *file, size_t file_bytes, int line, const 
 int bcache_log_level(void);
 
 void bcache_fini_done(void);
-void bcache_examine_done(void);
 
 /*
  * Opens a bdev and, for writing, claims it. ops.device_event is called here with `device`.
@@ -164,6 +173,12 @@ uint32_t bcache_shared_queue_cut(struct spdk_bdev *bdev);
 
 /* Why an I/O failed that was completed without success and is not freed yet. */
 enum bcache_reason bcache_why(struct spdk_bdev_io *bdev_io);
+
+/* Writes, as an object, what a bdev's module tells about it. False when there is no such bdev. */
+bool bcache_dump_info(const char *name, struct spdk_json_write_ctx *w);
+
+/* Calls `each` with the name of each bdev, in the order in which they were registered. */
+void bcache_each_bdev(void (*each)(void *ctx, const char *name), void *ctx);
 
 /* Gives a completed I/O back; in place of spdk_bdev_free_io. */
 void bcache_free_io(struct spdk_bdev_io *bdev_io);

@@ -94,17 +94,11 @@ bcache_get_ctx_size(void)
 static void
 bcache_examine(struct spdk_bdev *bdev)
 {
-	/* What a host wrote into a volume is the host's: a superblock in there is not ours to run. */
-	if (bdev->module == &g_module) {
-		bcache_examine_done();
-		return;
-	}
 	bcache_ops_of_rust.examine(spdk_bdev_get_name(bdev));
-}
-
-void
-bcache_examine_done(void)
-{
+	/*
+	 * At once, whatever becomes of the bdev: newer releases keep every bdev that is registered open
+	 * until all examinations of all bdevs are done, and its module may wait for that.
+	 */
 	spdk_bdev_module_examine_done(&g_module);
 }
 
@@ -226,7 +220,7 @@ volume_dump_info_json(void *volume, struct spdk_json_write_ctx *w)
 static void
 volume_write_config_json(struct spdk_bdev *bdev, struct spdk_json_write_ctx *w)
 {
-	/* The module's config_json writes what is not on disk. */
+	bcache_ops_of_rust.write_volume_config(bdev->ctxt, w);
 }
 
 static const struct spdk_bdev_fn_table g_volume_fns = {
@@ -589,6 +583,31 @@ bcache_free_io(struct spdk_bdev_io *bdev_io)
 	spdk_bdev_free_io(bdev_io);
 }
 
+bool
+bcache_dump_info(const char *name, struct spdk_json_write_ctx *w)
+{
+	struct spdk_bdev *bdev = spdk_bdev_get_by_name(name);
+	int rc;
+
+	if (bdev == NULL) {
+		return false;
+	}
+	spdk_json_write_object_begin(w);
+	rc = spdk_bdev_dump_info_json(bdev, w);
+	spdk_json_write_object_end(w);
+	return rc == 0;
+}
+
+void
+bcache_each_bdev(void (*each)(void *ctx, const char *name), void *ctx)
+{
+	struct spdk_bdev *bdev;
+
+	for (bdev = spdk_bdev_first(); bdev != NULL; bdev = spdk_bdev_next(bdev)) {
+		each(ctx, spdk_bdev_get_name(bdev));
+	}
+}
+
 /* --- the log --- */
 
 void
@@ -651,6 +670,20 @@ target_option(int option, char *value)
 	}
 }
 
+/* A signal asks the target to end. */
+static void
+target_ends(void)
+{
+	bcache_ops_of_rust.end_begins();
+	spdk_app_stop(0);
+}
+
+void
+bcache_exit(int status)
+{
+	_exit(status);
+}
+
 static void
 target_started(void *ctx)
 {
@@ -681,6 +714,7 @@ bcache_app_run(int argc, char **argv)
 	opts.name = "bcache_tgt";
 	/* The usual number makes a file of 129 MB in /dev/shm, which stays there after a kill. */
 	opts.num_entries = TRACE_ENTRIES;
+	opts.shutdown_cb = target_ends;
 	rc = spdk_app_parse_args(argc, argv, &opts, TARGET_OPTIONS, NULL, target_option, target_usage);
 	if (rc != SPDK_APP_PARSE_ARGS_SUCCESS) {
 		return rc == SPDK_APP_PARSE_ARGS_HELP ? 0 : 1;

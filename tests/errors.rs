@@ -164,6 +164,8 @@ fn a_write_that_the_cache_does_not_take_goes_to_the_backing_device() {
         if over_dirty {
             assert_eq!(machine.write("Vol0", 0, 64, 5), Outcome::Success);
         }
+        // Until there is a bucket for the write.
+        machine.pass(20);
         fast.faults.set(NO_WRITE);
         let tag = machine.issue("Vol0", Kind::Write, 8, vec![7; 16 * 512], 16);
         fast.faults.set(Faults::default());
@@ -191,6 +193,8 @@ fn a_flash_volume_has_nothing_to_fall_back_to() {
     let (fast, _, machine) = running("writeback");
     let params = json!({"set": machine.uuid(), "name": "Flash0", "size_mb": 1});
     machine.must("bdev_bcache_create_flash_volume", params);
+    // Until there is a bucket for the write.
+    machine.pass(20);
     fast.faults.set(NO_WRITE);
     let tag = machine.issue("Flash0", Kind::Write, 8, vec![7; 16 * 512], 16);
     fast.faults.set(Faults::default());

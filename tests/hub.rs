@@ -8,15 +8,16 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use fixtures::{load, pattern};
-use machine::{Machine, backing_super, blank, cache_super};
+use machine::{Machine, Silence, backing_super, blank, cache_super};
 use serde_json::{Value, json};
 use spdk_bcache::disk::Disk;
 use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
+use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::rpc;
 use spdk_bcache::set::error::SetError;
 use spdk_bcache::sim::check::offline;
-use spdk_bcache::sim::disk::{Medium, SimDisk};
+use spdk_bcache::sim::disk::{Fault, Fuse, Medium, SimDisk};
 use spdk_bcache::units::{Inode, Sector};
 
 /// The devices of a set that has dirty data: cache and backing.
@@ -305,4 +306,298 @@ fn options_out_of_range_are_refused_before_they_are_kept() {
         machine.hub.volume("Vol0"),
         Err(SetError::NoVolume(_))
     ));
+}
+
+/// A fault of each device's n-th operation, while `job` runs.
+fn with_fault<T>(media: &[&Rc<Medium>], nth: u64, job: impl FnOnce() -> T) -> (T, bool) {
+    let fault = Fault {
+        operation: nth,
+        lasting: false,
+    };
+    let fuse = Fuse::with(fault);
+    for medium in media {
+        *medium.fuse.borrow_mut() = Some(fuse.clone());
+    }
+    let done = job();
+    fuse.disarm();
+    (done, fuse.operations() > nth)
+}
+
+#[test]
+fn a_start_that_failed_holds_no_device_and_works_when_it_is_tried_again() {
+    let (fast, slow, _) = dirty_pair();
+    let bytes = [fast.bytes(), slow.bytes()];
+    let mut failed = 0;
+    for nth in 0.. {
+        let fast = Medium::with_bytes("fast", bytes[0].clone(), 1);
+        let slow = Medium::with_bytes("slow", bytes[1].clone(), 1);
+        let machine = Machine::new(&[&fast, &slow]);
+        let (done, met) = with_fault(&[&fast], nth, || machine.register("fast"));
+        if let Err(error) = done {
+            failed += 1;
+            assert!(machine.hub.sets().is_empty(), "operation {nth}: {error:?}");
+            assert!(
+                !machine.host.holds_open("fast"),
+                "operation {nth}: {error:?}"
+            );
+            machine.register("fast").expect("a second try");
+        }
+        // What failed may have been a task of the set that has started.
+        machine.pass(1_000_000);
+        if machine.set()["state"] == "failed" {
+            let stopped = machine.call("bdev_bcache_stop_set", json!({"set": machine.uuid()}));
+            stopped.expect_err("it had failed");
+            machine.register("fast").expect("a new start");
+        }
+        machine.register("slow").expect("its set runs");
+        assert_eq!(machine.volume()["running"], true, "operation {nth}");
+        let hub = machine.hub.clone();
+        assert!(
+            machine.run(async move { hub.stop_all().await }),
+            "operation {nth}"
+        );
+        assert!(!machine.host.holds_open("fast") && !machine.host.holds_open("slow"));
+        if !met {
+            break;
+        }
+    }
+    assert!(failed > 5, "only {failed} operations of a start failed it");
+}
+
+#[test]
+fn a_create_that_failed_anywhere_works_when_it_is_called_again() {
+    let mut failed = 0;
+    for nth in 0.. {
+        let (fast, slow) = (blank("fast"), blank("slow"));
+        let machine = Machine::new(&[&fast, &slow]);
+        let create = || machine.create("fast", "slow", json!({"mode": "writeback"}));
+        let (done, met) = with_fault(&[&fast, &slow], nth, create);
+        if let Err(error) = done {
+            failed += 1;
+            let listed = !machine.hub.sets().is_empty();
+            assert_eq!(machine.host.holds_open("fast"), listed, "{nth}: {error:?}");
+            machine.create("fast", "slow", Value::Null).expect("again");
+            assert_eq!(machine.volume()["running"], true, "operation {nth}");
+        }
+        let hub = machine.hub.clone();
+        assert!(
+            machine.run(async move { hub.stop_all().await }),
+            "operation {nth}"
+        );
+        if !met {
+            break;
+        }
+    }
+    assert!(failed > 5, "only {failed} operations of a create failed it");
+}
+
+#[test]
+fn a_stop_or_a_detachment_that_failed_leaves_nothing_that_hangs() {
+    for method in [
+        "bdev_bcache_stop_set",
+        "bdev_bcache_detach",
+        "bdev_bcache_delete",
+    ] {
+        for nth in 0.. {
+            let (fast, slow) = (blank("fast"), blank("slow"));
+            let machine = Machine::new(&[&fast, &slow]);
+            let made = machine.create("fast", "slow", json!({"mode": "writeback"}));
+            made.expect("blank devices");
+            assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+            assert_eq!(machine.flush("Vol0"), Outcome::Success);
+            let params = match method {
+                "bdev_bcache_stop_set" => json!({"set": machine.uuid()}),
+                _ => json!({"name": "Vol0"}),
+            };
+            let (_, met) = with_fault(&[&fast, &slow], nth, || machine.call(method, params));
+            let hub = machine.hub.clone();
+            assert!(
+                machine.run(async move { hub.stop_all().await }),
+                "{method} {nth}"
+            );
+            assert!(!machine.host.holds_open("fast") && !machine.host.holds_open("slow"));
+            machine.die();
+            let machine = Machine::new(&[&fast, &slow]);
+            let hub = machine.hub.clone();
+            machine.run(async move {
+                hub.examine("fast").await;
+                hub.examine("slow").await;
+            });
+            assert!(machine.holds("Vol0", 0, 64, 7), "{method} {nth}");
+            if !met {
+                break;
+            }
+        }
+    }
+}
+
+/// Two sets, one of which has a backing device that answers nothing.
+fn stuck_beside_sound() -> (Machine, Rc<Silence>) {
+    let media = ["fast0", "slow0", "fast1", "slow1"].map(blank);
+    let machine = Machine::new(&media.each_ref());
+    let made = machine.create("fast0", "slow0", json!({"mode": "writeback"}));
+    made.expect("blank devices");
+    let made = machine.create(
+        "fast1",
+        "slow1",
+        json!({"name": "Vol1", "mode": "writeback"}),
+    );
+    made.expect("blank devices");
+    let off = json!({"name": "Vol0", "writeback_running": false});
+    machine.must("bdev_bcache_set_options", off);
+    for name in ["Vol0", "Vol1"] {
+        assert_eq!(machine.write(name, 0, 64, 5), Outcome::Success);
+    }
+    let slow = machine.host.silence("slow0");
+    slow.set(true);
+    (machine, slow)
+}
+
+#[test]
+fn a_device_that_never_answers_holds_up_its_own_set_alone() {
+    let (machine, slow) = stuck_beside_sound();
+    let detach = rpc::call(
+        machine.hub.clone(),
+        "bdev_bcache_detach",
+        json!({"name": "Vol0"}),
+    );
+    let detaching = machine.start(detach);
+    machine.pass(2_000_000);
+    let mode = |name: &str| json!({"name": name, "mode": "writethrough"});
+    machine.must("bdev_bcache_set_cache_mode", mode("Vol1"));
+    machine.must("bdev_bcache_detach", json!({"name": "Vol1"}));
+    machine
+        .create("fast1", "slow1", json!({"name": "Vol1"}))
+        .expect("attached again");
+    let hub = machine.hub.clone();
+    machine.run(async move {
+        hub.removed("slow1").await;
+    });
+    machine.until("the volume away", || machine.hub.volume("Vol1").is_err());
+    let hub = machine.hub.clone();
+    machine.run(async move { hub.examine("slow1").await });
+    assert_eq!(machine.volume_of("Vol1")["running"], true);
+    assert!(detaching.borrow().is_none());
+    slow.set(false);
+    machine.die();
+}
+
+#[test]
+fn a_shutdown_gives_up_what_does_not_stop_and_stops_the_rest_in_good_order() {
+    let (machine, _slow) = stuck_beside_sound();
+    let detach = rpc::call(
+        machine.hub.clone(),
+        "bdev_bcache_detach",
+        json!({"name": "Vol0"}),
+    );
+    let _detaching = machine.start(detach);
+    machine.pass(2_000_000);
+    let set = machine
+        .hub
+        .volume("Vol1")
+        .expect("it runs")
+        .link
+        .borrow()
+        .clone();
+    let set = set.expect("it is attached").set;
+    let (hub, began_us) = (machine.hub.clone(), machine.sched.now_us());
+    assert!(!machine.run(async move { hub.stop_all().await }));
+    assert!(machine.sched.now_us() - began_us < 31_000_000);
+    assert!(set.is_stopped() && set.latch.check().is_ok());
+    machine.die();
+}
+
+#[test]
+fn a_detachment_can_be_asked_after_and_cancelled() {
+    let (machine, slow) = stuck_beside_sound();
+    machine
+        .hub
+        .detach_start("Vol0", false)
+        .expect("it is attached");
+    machine.pass(2_000_000);
+    let volume = machine.hub.volume("Vol0").expect("it runs");
+    assert!(volume.detaching.is_running());
+    let refused = machine.call(
+        "bdev_bcache_attach",
+        json!({"name": "Vol0", "set": machine.volume_of("Vol0")["set"]}),
+    );
+    assert!(
+        refused
+            .expect_err("it leaves")
+            .message
+            .contains("being detached")
+    );
+    volume.detaching.cancel();
+    machine.until("the end", || !volume.detaching.is_running());
+    assert!(
+        volume
+            .detaching
+            .failure()
+            .is_some_and(|why| why.contains("cancelled"))
+    );
+    slow.set(false);
+    // It goes on in its mode, and can be detached later.
+    assert_eq!(machine.write("Vol0", 64, 64, 6), Outcome::Success);
+    assert!(machine.volume_of("Vol0")["dirty_bytes"].as_u64() >= Some(64 * 512));
+    machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
+    assert!(machine.holds("Vol0", 0, 64, 5) && machine.holds("Vol0", 64, 64, 6));
+    machine.die();
+}
+
+#[test]
+fn unregistering_a_set_can_be_cancelled() {
+    let (machine, slow) = stuck_beside_sound();
+    let uuid = machine.volume_of("Vol0")["set"].clone();
+    let set = machine
+        .hub
+        .set(uuid.as_str().expect("text"))
+        .expect("it runs");
+    machine
+        .hub
+        .unregister_start(uuid.as_str().expect("text"))
+        .expect("it runs");
+    machine.pass(2_000_000);
+    assert!(set.unregistering.is_running());
+    machine
+        .hub
+        .unregister_cancel(uuid.as_str().expect("text"))
+        .expect("it runs");
+    machine.until("the end", || !set.unregistering.is_running());
+    slow.set(false);
+    assert_eq!(machine.volume_of("Vol0")["running"], true);
+    assert!(machine.holds("Vol0", 0, 64, 5));
+    machine.must("bdev_bcache_unregister_set", json!({"set": uuid}));
+    assert_eq!(machine.volume_of("Vol0")["state"], "no cache");
+    assert!(machine.holds("Vol0", 0, 64, 5));
+    machine.die();
+}
+
+#[test]
+fn a_start_waits_for_its_volumes_and_not_for_dead_ones() {
+    let (fast, slow, _) = dirty_pair();
+    let machine = Machine::new(&[&slow]);
+    machine.register("slow").expect_err("its cache is not here");
+    let name = machine.volume()["name"].as_str().expect("text").to_string();
+    let wait = |name: &str| {
+        let params = json!({"name": name, "uuid": "00000000-0000-4000-8000-000000000001"});
+        rpc::call(machine.hub.clone(), "bdev_bcache_wait_for_volume", params)
+    };
+    let waiting = machine.start(wait(&name));
+    machine.turn();
+    assert!(waiting.borrow().is_none());
+    machine.plug(&fast);
+    let hub = machine.hub.clone();
+    machine.run(async move { hub.examine("fast").await });
+    machine.until("the wait", || waiting.borrow().is_some());
+    assert_eq!(machine.volume()["running"], true);
+    // All that never come cost one wait together.
+    let began_us = machine.sched.now_us();
+    for dead in ["Dead0", "Dead1", "Dead2"] {
+        assert_eq!(machine.run(wait(dead)).expect("it goes on"), true);
+    }
+    let took_us = machine.sched.now_us() - began_us;
+    assert!((9_000_000..11_000_000).contains(&took_us), "{took_us}");
+    assert_eq!(machine.hub.absentees().len(), 3);
+    assert_eq!(machine.run(wait(&name)).expect("it is up"), true);
+    machine.die();
 }

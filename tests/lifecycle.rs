@@ -209,6 +209,8 @@ fn a_clean_volume_runs_without_its_missing_cache_and_stays_inconsistent_over_a_r
     machine.until("write-back", || {
         backing_super(&slow).state() == BackingState::Clean
     });
+    // Until it is flushed, too.
+    machine.pass(1_000_000);
     refused(
         &machine,
         "bdev_bcache_forget_volume",

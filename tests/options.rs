@@ -214,6 +214,7 @@ fn reports_have_the_members_that_the_table_lists() {
             "bdev_bcache_get_bdevs" | "bdev_bcache_get_sets" => Json::Null,
             "bdev_bcache_register" => json!({"bdev_name": "fast"}),
             _ if method.fields.is_empty() => continue,
+            "bdev_bcache_unregister_set_status" => json!({"set": machine.uuid()}),
             _ => json!({"name": "Vol0"}),
         };
         let mut answer = machine.must(method.name, params);

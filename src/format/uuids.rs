@@ -24,6 +24,7 @@ const AT_INVALIDATED: usize = 56;
 const AT_FLAGS: usize = 60;
 const AT_SECTORS: usize = 64;
 const AT_BACKING_SEQ: usize = 72;
+const AT_CARRIES: usize = 80;
 
 /// An entry of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -46,6 +47,9 @@ pub struct UuidEntry {
     /// last: one with a lower number is an older copy. It stands in what is padding for the kernel,
     /// which keeps it; 0 where it is unknown.
     pub backing_seq: u64,
+    /// The note about a device that lies on such a volume; see [`super::superblock::note_of`]. It
+    /// stands in what is padding for the kernel, which keeps it.
+    pub carries: u64,
 }
 
 impl UuidEntry {
@@ -61,6 +65,7 @@ impl UuidEntry {
             flags,
             sectors,
             backing_seq: 0,
+            carries: 0,
         }
     }
 
@@ -109,6 +114,7 @@ impl UuidEntry {
             flags: u32_at(bytes, AT_FLAGS),
             sectors: u64_at(bytes, AT_SECTORS),
             backing_seq: u64_at(bytes, AT_BACKING_SEQ),
+            carries: u64_at(bytes, AT_CARRIES),
         }
     }
 
@@ -123,6 +129,7 @@ impl UuidEntry {
         put(&mut out, AT_FLAGS, &self.flags.to_le_bytes());
         put(&mut out, AT_SECTORS, &self.sectors.to_le_bytes());
         put(&mut out, AT_BACKING_SEQ, &self.backing_seq.to_le_bytes());
+        put(&mut out, AT_CARRIES, &self.carries.to_le_bytes());
         out
     }
 }

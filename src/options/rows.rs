@@ -105,6 +105,10 @@ table! {
         "examine_exclude", Kind::Bdevs, "", Value::Texts(Vec::new()), Config,
         "bdevs, by name or alias, that are left alone whatever is found on them; bdev_bcache_register and bdev_bcache_create take them all the same"
     }
+    StartWaitS => {
+        "start_wait_s", Kind::Uint(0, 3600), "s", Value::Uint(10), Config,
+        "how long the start with a saved configuration waits for a volume; those that never come share that time"
+    }
 }
 
 /// What is kept on disk and set by methods of its own: the cache mode, bucket and block size.

@@ -34,6 +34,9 @@ use crate::stats::Counter;
 use crate::task::{Executor, Lock, Notify, Work, work};
 use crate::units::{Inode, Sector};
 
+/// How often it is looked whether nothing of a volume is under way any more: 0.1 ms. A device that
+/// never answers may hold that up for good.
+const SETTLED_LOOK_US: u64 = 100;
 /// Messages handled in one poll.
 const MESSAGES_A_POLL: usize = 512;
 /// Dirty data in percent of the cache above which writes go past it; the kernel's limit.
@@ -267,7 +270,7 @@ impl Owner {
             if quiet {
                 return;
             }
-            crate::task::yield_now().await;
+            self.exec.sleep_us(SETTLED_LOOK_US).await;
         }
     }
 

@@ -67,6 +67,56 @@ pub(super) async fn detach(hub: Rc<Hub>, args: Args) -> Answer {
     done(hub.detach(args.text("name"), discard_dirty).await)
 }
 
+pub(super) async fn detach_start(hub: Rc<Hub>, args: Args) -> Answer {
+    done(hub.detach_start(args.text("name"), args.is_set("discard_dirty")))
+}
+
+pub(super) async fn detach_status(hub: Rc<Hub>, args: Args) -> Answer {
+    let volume = hub.volume(args.text("name"))?;
+    Ok(json!({
+        "in_progress": volume.detaching.is_running(),
+        "failure": volume.detaching.failure(),
+        "attached": volume.link.borrow().is_some(),
+        "dirty_bytes": volume.dirty_bytes(),
+    }))
+}
+
+pub(super) async fn detach_cancel(hub: Rc<Hub>, args: Args) -> Answer {
+    hub.volume(args.text("name"))?.detaching.cancel();
+    Ok(json!(true))
+}
+
+pub(super) async fn flush_cancel(hub: Rc<Hub>, args: Args) -> Answer {
+    hub.volume(args.text("name"))?.flushing.cancel();
+    Ok(json!(true))
+}
+
+pub(super) async fn unregister_start(hub: Rc<Hub>, args: Args) -> Answer {
+    done(hub.unregister_start(args.text("set")))
+}
+
+pub(super) async fn unregister_status(hub: Rc<Hub>, args: Args) -> Answer {
+    let set = hub.set(args.text("set"))?;
+    let volumes = hub.volumes_of(&set);
+    let left = volumes.iter().filter(|volume| volume.backing.is_some());
+    Ok(json!({
+        "in_progress": set.unregistering.is_running(),
+        "failure": set.unregistering.failure(),
+        "volumes": left.clone().map(|volume| volume.name.clone()).collect::<Vec<_>>(),
+        "dirty_bytes": left.map(|volume| volume.dirty_bytes()).sum::<u64>(),
+    }))
+}
+
+pub(super) async fn unregister_cancel(hub: Rc<Hub>, args: Args) -> Answer {
+    done(hub.unregister_cancel(args.text("set")))
+}
+
+pub(super) async fn wait_for_volume(hub: Rc<Hub>, args: Args) -> Answer {
+    let uuid = args.maybe_text("uuid").and_then(Uuid::parse);
+    hub.wait_for(args.text("name"), uuid).await;
+    Ok(json!(true))
+}
+
 pub(super) async fn flush_start(hub: Rc<Hub>, args: Args) -> Answer {
     done(hub.flush_start(args.text("name")))
 }
@@ -74,7 +124,8 @@ pub(super) async fn flush_start(hub: Rc<Hub>, args: Args) -> Answer {
 pub(super) async fn flush_status(hub: Rc<Hub>, args: Args) -> Answer {
     let volume = hub.volume(args.text("name"))?;
     Ok(json!({
-        "in_progress": volume.flushing.get(),
+        "in_progress": volume.flushing.is_running(),
+        "failure": volume.flushing.failure(),
         "dirty_bytes": volume.dirty_bytes(),
     }))
 }

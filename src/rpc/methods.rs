@@ -257,6 +257,52 @@ pub const METHODS: &[Method] = &[
         ..PLAIN
     },
     Method {
+        name: "bdev_bcache_detach_cancel",
+        help: "Give up detaching a volume, which then stays attached; too late once all is written back",
+        params: &[NAME],
+        run: |hub, args| Box::pin(calls::detach_cancel(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_detach_start",
+        help: "Begin to detach a volume, as bdev_bcache_detach does, without waiting for the end",
+        params: &[
+            NAME,
+            Param::optional(
+                "discard_dirty",
+                Kind::Bool,
+                "false",
+                "give up dirty data beyond the end of a backing device that has shrunk",
+            ),
+        ],
+        run: |hub, args| Box::pin(calls::detach_start(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_detach_status",
+        help: "How far the detachment of a volume is",
+        params: &[NAME],
+        result: "an object",
+        fields: &[
+            ("in_progress", "whether it is under way"),
+            (
+                "failure",
+                "why the last one failed, or that it was cancelled; null otherwise",
+            ),
+            ("attached", "whether the volume is in its set"),
+            ("dirty_bytes", "data that are not written back yet"),
+        ],
+        run: |hub, args| Box::pin(calls::detach_status(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_flush_cancel",
+        help: "Give up a write-back begun with bdev_bcache_flush_start",
+        params: &[NAME],
+        run: |hub, args| Box::pin(calls::flush_cancel(hub, args)),
+        ..PLAIN
+    },
+    Method {
         name: "bdev_bcache_flush_start",
         help: "Begin to write a volume's dirty data back",
         params: &[NAME],
@@ -270,6 +316,10 @@ pub const METHODS: &[Method] = &[
         result: "an object",
         fields: &[
             ("in_progress", "whether it is under way"),
+            (
+                "failure",
+                "why the last one failed, or that it was cancelled; null otherwise",
+            ),
             ("dirty_bytes", "data that are not written back yet"),
         ],
         run: |hub, args| Box::pin(calls::flush_status(hub, args)),
@@ -438,6 +488,48 @@ pub const METHODS: &[Method] = &[
         run: |hub, args| Box::pin(calls::unregister_set(hub, args)),
         ..PLAIN
     },
+    Method {
+        name: "bdev_bcache_unregister_set_cancel",
+        help: "Give up unregistering a cache set; volumes detached so far stay so",
+        params: &[SET],
+        run: |hub, args| Box::pin(calls::unregister_cancel(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_unregister_set_start",
+        help: "Begin to unregister a cache set, as bdev_bcache_unregister_set does, without waiting for the end",
+        params: &[SET],
+        run: |hub, args| Box::pin(calls::unregister_start(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_unregister_set_status",
+        help: "How far unregistering a cache set is",
+        params: &[SET],
+        result: "an object",
+        fields: &[
+            ("in_progress", "whether it is under way"),
+            (
+                "failure",
+                "why the last one failed, or that it was cancelled; null otherwise",
+            ),
+            ("volumes", "names of the volumes that are still attached"),
+            ("dirty_bytes", "data of theirs that are not written back yet"),
+        ],
+        run: |hub, args| Box::pin(calls::unregister_status(hub, args)),
+        ..PLAIN
+    },
+    Method {
+        name: "bdev_bcache_wait_for_volume",
+        help: "Wait until a volume is up, for start_wait_s at most: the saved configuration calls it, so that exports find their volumes",
+        params: &[
+            NAME,
+            Param::optional("uuid", Kind::Uuid, "", "UUID of the volume, for the list of absent ones"),
+        ],
+        result: "true, also when the volume has not come up: it is then logged, and listed as absent by bdev_bcache_get_bdevs",
+        run: |hub, args| Box::pin(calls::wait_for_volume(hub, args)),
+        ..PLAIN
+    },
 ];
 
 const BDEV_FIELDS: &[Field] = &[
@@ -449,6 +541,10 @@ const BDEV_FIELDS: &[Field] = &[
     ),
     ("state", "no cache, clean, dirty or inconsistent"),
     ("cache_mode", "writethrough, writeback, writearound or none"),
+    (
+        "absent",
+        "whether a start has waited for the volume in vain, and nothing but its name is known",
+    ),
     (
         "running",
         "whether hosts can use it; false while it waits for its set, and for a device that examine left alone",

@@ -14,7 +14,7 @@ use crate::set::identity::LeftAlone;
 use crate::set::options::{read_set, read_volume};
 use crate::set::volume::Volume;
 use crate::stats::Counts;
-use crate::units::SECTOR_BYTES;
+use crate::units::{SECTOR_BYTES, Uuid};
 
 const BYTES: u64 = SECTOR_BYTES as u64;
 
@@ -69,6 +69,7 @@ fn bdev(hub: &Hub, volume: &Volume) -> Value {
         "state": state(volume),
         "cache_mode": mode.name(),
         "running": volume.is_running(),
+        "absent": false,
         "backing_bdev": volume.backing.as_ref().map(|b| b.disk.name()),
         "set": set.map(|s| s.to_string()),
         "inode": volume.inode().map(|i| i.0),
@@ -117,18 +118,34 @@ fn left_alone(left: &LeftAlone) -> Value {
 
 /// All volumes, or one.
 pub fn bdevs(hub: &Hub, name: Option<&str>) -> Answer {
+    let absent = hub.absentees().into_iter();
+    let absent = absent.map(|(name, uuid)| absent_bdev(&name, uuid));
     let Some(name) = name else {
         let (volumes, left) = (hub.volumes(), hub.left_alone());
         let volumes = volumes.iter().map(|v| bdev(hub, v));
-        return Ok(volumes.chain(left.iter().map(left_alone)).collect());
+        let left = left.iter().map(left_alone);
+        return Ok(volumes.chain(left).chain(absent).collect());
     };
     match hub.volume(name) {
         Ok(volume) => Ok(json!([bdev(hub, &volume)])),
         Err(error) => match hub.left_alone().iter().find(|left| left.name == name) {
             Some(left) => Ok(json!([left_alone(left)])),
-            None => Err(error.into()),
+            None => match { absent }.find(|absent| absent["name"] == name) {
+                Some(absent) => Ok(json!([absent])),
+                None => Err(error.into()),
+            },
         },
     }
+}
+
+/// A volume of which nothing is known but its name: a start has waited for it in vain.
+fn absent_bdev(name: &str, uuid: Option<Uuid>) -> Value {
+    let uuid = uuid.map(|uuid| uuid.to_string());
+    json!({
+        "name": name, "uuid": uuid, "absent": true, "running": false, "kind": null, "state": null,
+        "cache_mode": null, "backing_bdev": null, "set": null, "inode": null, "size_bytes": null,
+        "dirty_bytes": null, "io_errors": null, "options": {},
+    })
 }
 
 /// Whose data a set holds, here or not.

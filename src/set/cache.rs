@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::error::SetError;
 use super::host::Host;
+use super::job::Job;
 use super::options::OnError;
 use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, Use, prios};
@@ -46,6 +47,10 @@ const READERS_A_CHUNK: usize = 1024;
 const READER_CHUNKS: usize = 64;
 /// How long a change of the uuid table waits for a bucket: 10 s.
 const BUCKET_WAIT_US: u64 = 10_000_000;
+/// How long a start that failed waits for its tasks to let the device go: 10 s.
+const GIVE_UP_US: u64 = 10_000_000;
+/// How often it looks whether they have: 0.1 ms.
+const GIVE_UP_LOOK_US: u64 = 100;
 
 /// A running cache set.
 pub struct CacheSet {
@@ -70,6 +75,10 @@ pub struct CacheSet {
     /// Its moving gc.
     pub mover: Rc<Mover>,
     uuids: RefCell<Vec<UuidEntry>>,
+    /// It is about to stop: no volume comes to it any more.
+    pub(super) closing: Cell<bool>,
+    /// Its end with all volumes written back.
+    pub unregistering: Job,
     stopped: Cell<bool>,
 }
 
@@ -210,6 +219,7 @@ impl CacheSet {
         disk: Rc<dyn Disk>,
         old: CacheSuper,
     ) -> Result<Rc<CacheSet>, SetError> {
+        let handles = Rc::strong_count(&disk);
         let mut sb = old.clone();
         sb.prepare_first_run();
         sb.set_sync(false);
@@ -247,11 +257,38 @@ impl CacheSet {
             .borrow_mut()
             .resize(entries, UuidEntry::decode(&[0; uuids::ENTRY_BYTES]));
         set.place_uuids().await?;
-        set.exec_spawn_journal();
-        set.alloc.write_prios().await.map_err(stopped)?;
-        set.vouch(&old).await.map_err(io)?;
-        set.spawn_tasks();
-        Ok(set)
+        let first = async {
+            set.exec_spawn_journal();
+            set.alloc.write_prios().await.map_err(stopped)?;
+            set.vouch(&old).await.map_err(io)?;
+            set.spawn_tasks();
+            Ok(())
+        };
+        match first.await {
+            Ok(()) => Ok(set),
+            Err(error) => Err(Self::give_up(set, &disk, handles, error).await),
+        }
+    }
+
+    /// Ends what a start that failed has begun: its tasks, which hold the device. `handles` of it
+    /// were there before.
+    async fn give_up(
+        set: Rc<CacheSet>,
+        disk: &Rc<dyn Disk>,
+        handles: usize,
+        error: SetError,
+    ) -> SetError {
+        set.latch
+            .trip(format!("{}: the start failed: {error}", disk.name()));
+        // The latch is tripped, so this ends in an error; what it is for is that all tasks end.
+        let _ = set.stop().await;
+        let exec = set.exec().clone();
+        drop(set);
+        let until_us = exec.now_us() + GIVE_UP_US;
+        while Rc::strong_count(disk) > handles && exec.now_us() < until_us {
+            exec.sleep_us(GIVE_UP_LOOK_US).await;
+        }
+        error
     }
 
     /// Writes the superblock of a set whose metadata are durable. The list of journal buckets goes
@@ -278,6 +315,7 @@ impl CacheSet {
         disk: Rc<dyn Disk>,
         sb: CacheSuper,
     ) -> Result<Rc<CacheSet>, SetError> {
+        let handles = Rc::strong_count(&disk);
         let engine = Engine::new(host, exec, disk.clone(), &sb).await;
         let Replay { entries, ring } = replay::read(&disk, &engine.shape, &sb.journal_buckets)
             .await
@@ -325,9 +363,10 @@ impl CacheSet {
         let mut written = set.superblock.borrow().clone();
         written.seq = written.seq.wrapping_add(1);
         *set.superblock.borrow_mut() = written.clone();
-        write_super(&set.disk, &written.encode())
-            .await
-            .map_err(|e| SetError::Io(disk.name(), e))?;
+        if let Err(error) = write_super(&set.disk, &written.encode()).await {
+            let error = SetError::Io(disk.name(), error);
+            return Err(Self::give_up(set, &disk, handles, error).await);
+        }
         Ok(set)
     }
 
@@ -414,6 +453,8 @@ impl CacheSet {
             on_error: Cell::default(),
             mover,
             uuids: RefCell::new(Vec::with_capacity(uuids)),
+            closing: Cell::new(false),
+            unregistering: Job::default(),
             stopped: Cell::new(false),
         })
     }
@@ -459,6 +500,18 @@ impl CacheSet {
     /// The superblock as it was last written.
     pub fn superblock(&self) -> CacheSuper {
         self.superblock.borrow().clone()
+    }
+
+    /// # Errors
+    /// It is about to stop.
+    pub(super) fn check_open(&self) -> Result<(), SetError> {
+        match self.closing.get() {
+            true => Err(SetError::Busy(format!(
+                "cache set {} is being stopped",
+                self.set_uuid()
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Whether [`stop`](Self::stop) has been called.

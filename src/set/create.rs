@@ -8,11 +8,12 @@
 use std::rc::Rc;
 
 use super::cache::CacheSet;
-use super::claims::Key;
+use super::claims::{Claim, Key};
 use super::error::SetError;
 use super::format::{self, Content, Permission};
 use super::hub::Hub;
 use super::join::check_blocks;
+use super::turns::Place;
 use super::volume::{Backing, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode, CacheSuper};
@@ -36,6 +37,16 @@ pub struct Create {
     pub may: Permission,
 }
 
+impl Create {
+    fn places(&self) -> [Place; 3] {
+        [
+            Place::Volume(self.name.clone()),
+            Place::Device(self.cache_bdev.clone()),
+            Place::Device(self.backing_bdev.clone()),
+        ]
+    }
+}
+
 /// Where the set comes from.
 enum CachePlan {
     Running(Rc<CacheSet>),
@@ -48,6 +59,14 @@ impl CachePlan {
         match self {
             CachePlan::Running(set) => set.set_uuid(),
             CachePlan::Start(sb) | CachePlan::Format(sb) => sb.set_uuid,
+        }
+    }
+
+    /// Whether a volume can come to it.
+    fn check_open(&self) -> Result<(), SetError> {
+        match self {
+            CachePlan::Running(set) => set.check_open(),
+            CachePlan::Start(_) | CachePlan::Format(_) => Ok(()),
         }
     }
 
@@ -96,19 +115,12 @@ impl Hub {
     /// # Errors
     /// See [`SetError`].
     pub async fn create(self: &Rc<Self>, mut c: Create) -> Result<String, SetError> {
-        let _turn = self.turn.lock().await;
         c.cache_bdev = self.own_name(&c.cache_bdev);
         c.backing_bdev = self.own_name(&c.backing_bdev);
-        let bdevs = [&*c.cache_bdev, &*c.backing_bdev];
-        let mut claim = self.claims.bdevs(&bdevs).await;
-        claim.add(Key::Name(c.name.clone()))?;
         let label = format::label(&c.name)?;
-        if c.cache_bdev == c.backing_bdev {
-            return Err(SetError::Invalid(format!(
-                "{} cannot be cache and backing device at once",
-                c.cache_bdev
-            )));
-        }
+        check_two(&c)?;
+        let mut turn = self.turns.take(&c.places()).await;
+        let mut claim = self.claim_for(&c).await?;
         if self.is_created(&c) {
             return Ok(c.name);
         }
@@ -120,20 +132,20 @@ impl Hub {
         claim.add(Key::Uuid(plan.cache.uuid()))?;
         claim.add(Key::Uuid(plan.backing.uuid))?;
         self.check_absent(&c, plan.backing.uuid, None)?;
-        let mut started = None;
-        if let CachePlan::Start(sb) = &plan.cache {
-            match self.start_set(cache_disk.clone(), sb.clone()).await {
-                Ok(set) => started = Some(set),
-                Err(error) if c.may.all() && error.is_damage() => {
-                    log::warn!("the set is given up, as was asked for: {error}");
-                    plan = self
-                        .plan_backing(&c, &cache_disk, None, &source, label)
-                        .await?;
-                }
-                Err(error) => return Err(error),
-            }
+        self.note_both(&c, &plan).await?;
+        turn.widen(Place::Set(plan.cache.uuid())).await;
+        plan.cache.check_open()?;
+        let started = match &plan.cache {
+            CachePlan::Start(sb) => self.start_planned(&c, &cache_disk, sb).await?,
+            _ => None,
+        };
+        if started.is_none() && matches!(plan.cache, CachePlan::Start(_)) {
+            plan = self
+                .plan_backing(&c, &cache_disk, None, &source, label)
+                .await?;
         }
         let fresh = started.is_some();
+        let ran = matches!(plan.cache, CachePlan::Running(_));
         let set = match (started, plan.cache) {
             (Some(set), _) | (None, CachePlan::Running(set)) => set,
             (None, CachePlan::Start(sb) | CachePlan::Format(sb)) => {
@@ -145,21 +157,71 @@ impl Hub {
         let asked = asked.and_then(|()| self.check_absent(&c, plan.backing.uuid, Some(&set)));
         if let Err(error) = asked {
             if fresh {
-                self.stop_one(&set).await?;
+                self.stop_in_turn(&set).await?;
             }
             return Err(error);
         }
-        self.forget_absent(&c.name, plan.backing.uuid).await?;
-        if plan.write_backing {
-            format::write(source.disk(), &plan.backing.encode()).await?;
+        let disk = source.disk().clone();
+        let joined = async {
+            self.forget_absent(&c.name, plan.backing.uuid).await?;
+            if plan.write_backing {
+                format::write(&disk, &plan.backing.encode()).await?;
+            }
+            self.assemble(&c, source, plan.backing, &set, label).await
+        };
+        if let Err(error) = joined.await {
+            self.drop_failed(ran, &set).await;
+            return Err(error);
         }
-        self.assemble(&c, source, plan.backing, &set, label).await?;
         if fresh {
             self.bring_up_flash(&set).await;
         }
         // The set may have been waited for by others.
         self.bring_up_waiting(&set).await;
         Ok(c.name)
+    }
+
+    /// Reserves the bdevs and the name.
+    async fn claim_for(&self, c: &Create) -> Result<Claim, SetError> {
+        let bdevs = [&*c.cache_bdev, &*c.backing_bdev];
+        let mut claim = self.claims.bdevs(&bdevs).await;
+        claim.add(Key::Name(c.name.clone()))?;
+        Ok(claim)
+    }
+
+    /// Starts the set that a cache device holds. `None` when it is damaged and may be given up.
+    async fn start_planned(
+        &self,
+        c: &Create,
+        disk: &Rc<dyn Disk>,
+        sb: &CacheSuper,
+    ) -> Result<Option<Rc<CacheSet>>, SetError> {
+        match self.start_set(disk.clone(), sb.clone()).await {
+            Ok(set) => Ok(Some(set)),
+            Err(error) if c.may.all() && error.is_damage() => {
+                log::warn!("the set is given up, as was asked for: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the devices are volumes of ours, these note what they carry.
+    async fn note_both(&self, c: &Create, plan: &Plan) -> Result<(), SetError> {
+        if let CachePlan::Start(sb) | CachePlan::Format(sb) = &plan.cache {
+            self.note_carried(&c.cache_bdev, sb.uuid).await?;
+        }
+        let uuid = plan.backing.uuid;
+        self.note_carried(&c.backing_bdev, uuid).await
+    }
+
+    /// A set that this operation has started, and that has failed since, is stopped: so the same call
+    /// can be made again.
+    async fn drop_failed(&self, ran: bool, set: &Rc<CacheSet>) {
+        if !ran && set.latch.check().is_err() && self.volumes_of(set).is_empty() {
+            // It had failed: there is nothing more to say.
+            let _ = self.stop_in_turn(set).await;
+        }
     }
 
     /// Writes what is new to the backing device, joins it to the set and shows the volume.
@@ -237,6 +299,8 @@ impl Hub {
             self.check_name(&c.name)?;
             return Ok(Source::Device(self.open(&c.backing_bdev)?));
         };
+        volume.check_open()?;
+        volume.check_stays()?;
         let (link, backing) = (volume.link.borrow().clone(), volume.backing.clone());
         if let Some(link) = link.filter(|_| volume.name == c.name) {
             return Err(SetError::Busy(format!(
@@ -331,6 +395,16 @@ impl Hub {
             write_backing,
         })
     }
+}
+
+fn check_two(c: &Create) -> Result<(), SetError> {
+    if c.cache_bdev == c.backing_bdev {
+        return Err(SetError::Invalid(format!(
+            "{} cannot be cache and backing device at once",
+            c.cache_bdev
+        )));
+    }
+    Ok(())
 }
 
 /// The block of a new set: what was asked for, or the larger of the two devices'.

@@ -14,6 +14,7 @@ use super::error::SetError;
 use super::hub::Hub;
 use super::join::leave;
 use super::options::OnError;
+use super::turns::Place;
 use super::volume::Volume;
 use crate::format::superblock::BackingState;
 
@@ -36,11 +37,14 @@ impl Hub {
         if set.on_error.get() == OnError::Panic {
             return self.host.panic(why);
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.take(&[Place::Set(set.set_uuid())]).await;
         if set.is_stopped() {
             return;
         }
         for volume in self.volumes_of(set) {
+            if volume.check_open().is_err() {
+                continue;
+            }
             if let Err(error) = self.go_on_without(&volume).await {
                 log::error!("volume {} stays with its failed set: {error}", volume.name);
             }

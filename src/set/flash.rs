@@ -5,13 +5,12 @@
 //! entry that is gone, which the next start drops. Where a volume shrinks, the smaller size is
 //! durable before what lies beyond is dropped.
 
-use std::rc::Rc;
-
 use super::cache::CacheSet;
 use super::error::SetError;
 use super::format;
 use super::hub::Hub;
 use super::join::{drop_beyond, drop_keys};
+use super::turns::Place;
 use super::volume::{Link, Volume};
 use crate::alloc::Purpose;
 use crate::format::uuids::UuidEntry;
@@ -31,8 +30,8 @@ impl Hub {
         name: &str,
         size_mb: u64,
     ) -> Result<String, SetError> {
-        let _turn = self.turn.lock().await;
-        let set = self.set(set)?;
+        let (_turn, set) = self.turn_of_set(set).await?;
+        set.check_open()?;
         let label = format::label(name)?;
         self.check_name(name)?;
         self.check_name_of_absent(Some(&set), name, None)?;
@@ -54,16 +53,19 @@ impl Hub {
     /// # Errors
     /// It has data and `discard_dirty` is not said, or is no such volume; see [`SetError`].
     pub async fn delete_flash(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let (volume, link) = self.flash(name)?;
+        let (turn, volume) = self.turn_of(name).await?;
+        let link = flash_link(&volume)?;
+        self.check_no_user(&volume)?;
         let bytes = volume.dirty_bytes();
         if bytes > 0 && !discard_dirty {
             return Err(SetError::WouldLose(format!(
                 "{name} holds {bytes} bytes that are nowhere else"
             )));
         }
-        let uuid = volume.uuid;
-        self.take_down(&volume).await?;
+        let (uuid, closing) = (volume.uuid, self.begin_close(&volume));
+        drop((turn, volume));
+        self.closed(name, &closing).await?;
+        let _turn = self.turns.take(&[Place::Set(link.set.set_uuid())]).await;
         self.later.borrow_mut().volumes.remove(name);
         self.drop_member(&link.set, link.volume.inode, Some(uuid))
             .await
@@ -80,8 +82,8 @@ impl Hub {
         size_mb: u64,
         discard_dirty: bool,
     ) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let (volume, link) = self.flash(name)?;
+        let (_turn, volume) = self.turn_of(name).await?;
+        let link = flash_link(&volume)?;
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
         let (set, inode) = (&link.set, link.volume.inode);
@@ -122,17 +124,16 @@ impl Hub {
         write().await?;
         drop_beyond(set, inode, Sector(new)).await
     }
+}
 
-    fn flash(&self, name: &str) -> Result<(Rc<Volume>, Link), SetError> {
-        let volume = self.volume(name)?;
-        let link = volume.link.borrow().clone();
-        match link.filter(|_| volume.backing.is_none()) {
-            Some(link) => Ok((volume, link)),
-            None => Err(SetError::Invalid(format!(
-                "{name} has a backing device: this is for volumes that live on a set alone"
-            ))),
-        }
-    }
+fn flash_link(volume: &Volume) -> Result<Link, SetError> {
+    let link = volume.link.borrow().clone();
+    link.filter(|_| volume.backing.is_none()).ok_or_else(|| {
+        SetError::Invalid(format!(
+            "{} has a backing device: this is for volumes that live on a set alone",
+            volume.name
+        ))
+    })
 }
 
 /// The sectors of a volume of so many MiB, if the set has room for it. That of `instead` counts as

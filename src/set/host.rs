@@ -139,6 +139,11 @@ pub trait Host {
     /// Whether there is a bdev of this name, a volume's or another.
     fn is_taken(&self, name: &str) -> bool;
 
+    /// The bdevs that a bdev is made of, as far as its module tells.
+    fn beneath(&self, _name: &str) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Shows a volume to hosts under its name. The devices are those of the volume; fronts open
     /// their own channels to them.
     ///

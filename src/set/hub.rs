@@ -1,10 +1,10 @@
 //! All sets and volumes of this process: what comes up, is joined, parted, taken down.
 //!
-//! One operation at a time (a lock); each looks at everything first and refuses before it writes.
-//! Steps are ordered so that a crash between any two leaves a state that the next start brings up,
+//! Operations take turns ([`super::turns`]); each looks at everything first and refuses before it
+//! writes. Steps are ordered so that a crash between any two leaves a state that the next start brings up,
 //! at worst with an entry in the uuid table that nothing uses. How volumes are made stands in
 //! [`super::create`], how they come up by themselves in [`super::register`], how they come to a set
-//! and leave it in [`super::join`], those that live on a set alone in `flash`, and whose data a set
+//! in [`super::join`] and leave it in [`super::detach`], how they are taken down in [`super::closing`], those that live on a set alone in `flash`, and whose data a set
 //! holds in [`super::members`].
 
 use std::cell::{Cell, RefCell};
@@ -16,17 +16,21 @@ use super::claims::Claims;
 use super::error::SetError;
 use super::host::Host;
 use super::identity::LeftAlone;
-use super::join::drop_clean;
 use super::options::Later;
+use super::turns::{Place, Turns};
 use super::volume::Volume;
+use super::waiting::Waits;
 use crate::disk::Disk;
 use crate::format::superblock::CacheMode;
 use crate::stats::TICK_S;
-use crate::task::{Executor, Lock, either, measured};
+use crate::task::{Executor, Notify, either, measured};
 use crate::units::Uuid;
 
 /// How long the end of the process waits for all sets to stop in good order: 30 s.
 pub const STOP_LIMIT_US: u64 = 30_000_000;
+
+/// What a volume that would come up is answered when the process ends.
+const ECANCELED: i32 = 125;
 
 /// All sets and volumes of this process.
 pub struct Hub {
@@ -35,7 +39,12 @@ pub struct Hub {
     pub(super) exec: Executor,
     pub(super) sets: RefCell<Vec<Rc<CacheSet>>>,
     pub(super) volumes: RefCell<BTreeMap<String, Rc<Volume>>>,
-    pub(super) turn: Lock,
+    pub(super) turns: Rc<Turns>,
+    /// Notified when a volume comes up, and when a volume or a set is gone.
+    pub(super) changed: Notify,
+    /// The process ends: nothing comes up any more.
+    pub(super) ending: Cell<bool>,
+    pub(super) waits: Waits,
     pub(super) later: RefCell<Later>,
     pub(super) claims: Claims,
     /// Devices that examine found and did not bring up, by bdev.
@@ -55,7 +64,10 @@ impl Hub {
             exec,
             sets: RefCell::default(),
             volumes: RefCell::default(),
-            turn: Lock::default(),
+            turns: Rc::default(),
+            changed: Notify::default(),
+            ending: Cell::new(false),
+            waits: Waits::default(),
             later: RefCell::default(),
             claims: Claims::default(),
             left: RefCell::default(),
@@ -179,7 +191,10 @@ impl Hub {
         let link = volume.link.borrow().clone();
         let backing = volume.backing.as_ref().map(|b| b.disk.clone());
         let cache = link.as_ref().map(|l| l.set.disk.clone());
-        let done = self.host.expose(shared.clone(), backing, cache);
+        let done = match self.ending.get() {
+            true => Err(ECANCELED),
+            false => self.host.expose(shared.clone(), backing, cache),
+        };
         if let Err(errno) = done {
             if let Some(link) = volume.link.take() {
                 link.set.owner.remove_volume(&link.volume);
@@ -196,7 +211,10 @@ impl Hub {
         self.apply_later(volume);
         let mut volumes = self.volumes.borrow_mut();
         volumes.insert(volume.name.clone(), volume.clone());
+        drop(volumes);
         log::info!("volume {} is up", volume.name);
+        self.waits.has_come(&volume.name);
+        self.changed.notify();
         Ok(())
     }
 
@@ -216,8 +234,7 @@ impl Hub {
     /// # Errors
     /// See [`SetError`].
     pub async fn set_cache_mode(&self, name: &str, mode: CacheMode) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let volume = self.volume(name)?;
+        let (_turn, volume) = self.turn_of(name).await?;
         let Some(backing) = &volume.backing else {
             return Err(SetError::Invalid(format!(
                 "{name} lives on its set alone and has no cache mode"
@@ -227,87 +244,16 @@ impl Hub {
             .change(|sb| sb.set_cache_mode(mode))
             .await
             .map_err(|e| SetError::Io(backing.disk.name(), e))?;
-        if let Some(shared) = &*volume.shared.borrow() {
+        // A volume that is being detached takes no dirty data; it gets its mode back if it stays.
+        if let Some(shared) = volume
+            .shared
+            .borrow()
+            .as_ref()
+            .filter(|_| !volume.detaching.is_running())
+        {
             shared.set_mode(mode);
         }
         Ok(())
-    }
-
-    /// Takes a volume's bdev away; what is on disk stays.
-    ///
-    /// # Errors
-    /// There is no such volume, or it could not be hidden.
-    pub async fn delete(&self, name: &str) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let volume = match self.volume(name) {
-            Ok(volume) => volume,
-            Err(SetError::LeftAlone { device, .. }) => {
-                // There is no bdev: it is not listed any more.
-                self.left.borrow_mut().remove(&device);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        self.take_down(&volume).await
-    }
-
-    pub(super) async fn take_down(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
-        if volume.is_running() {
-            let hidden = self.host.hide(&volume.name).await;
-            hidden.map_err(|e| SetError::Io(volume.name.clone(), e))?;
-        }
-        volume.shared.take();
-        self.keep_options(volume);
-        if let Some(link) = volume.link.take() {
-            // All fronts are gone; their last messages are in the ring before this returns.
-            link.set.owner.settled(&link.volume).await;
-            if let Err(error) = link.volume.flush_backing().await {
-                // What the device was given last it may have lost: what is clean of it means
-                // nothing any more, and nobody will vouch for it.
-                log::warn!("{}: {error}; its clean data are dropped", volume.name);
-                if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
-                    log::warn!("{}: {error}", volume.name);
-                }
-            }
-            link.set.owner.remove_volume(&link.volume);
-        }
-        self.volumes.borrow_mut().remove(&volume.name);
-        Ok(())
-    }
-
-    /// Stops a set and its volumes in good order; dirty data stay on the cache.
-    ///
-    /// # Errors
-    /// No such set runs, or it had failed.
-    pub async fn stop_set(&self, set: &str) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let set = self.set(set)?;
-        self.stop_one(&set).await
-    }
-
-    pub(super) async fn stop_one(&self, set: &Rc<CacheSet>) -> Result<(), SetError> {
-        for volume in self.volumes_of(set) {
-            self.take_down(&volume).await?;
-        }
-        self.keep_set_options(set);
-        let done = set.stop().await;
-        self.sets.borrow_mut().retain(|s| !Rc::ptr_eq(s, set));
-        done
-    }
-
-    /// Writes all volumes of a set back, detaches them, and stops the set.
-    ///
-    /// # Errors
-    /// See [`SetError`]; volumes detached so far stay so.
-    pub async fn unregister_set(&self, set: &str) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let set = self.set(set)?;
-        for volume in self.volumes_of(&set) {
-            if volume.backing.is_some() {
-                self.part(&volume, false).await?;
-            }
-        }
-        self.stop_one(&set).await
     }
 
     /// Starts to write a volume's dirty data back.
@@ -316,53 +262,34 @@ impl Hub {
     /// There is no such volume, or nothing to write back to.
     pub fn flush_start(&self, name: &str) -> Result<(), SetError> {
         let volume = self.volume(name)?;
+        volume.check_open()?;
         let link = volume.link.borrow().clone();
         let Some(link) = link.filter(|_| volume.backing.is_some()) else {
             return Ok(());
         };
-        if volume.flushing.replace(true) {
+        if volume.flushing.is_running() {
             return Ok(());
         }
-        let owner = link.set.owner.clone();
-        owner.spawn(async move {
-            if let Err(error) = link.set.writeback.clean_pass(&link.volume).await {
+        self.exec.spawn(async move {
+            let Some(run) = volume.flushing.begin() else {
+                return;
+            };
+            let ended = Cell::new(None);
+            let pass = async { ended.set(Some(link.set.writeback.clean_pass(&link.volume).await)) };
+            either(pass, volume.flushing.cancelled()).await;
+            let done = match ended.into_inner() {
+                Some(done) => done.map_err(|e| SetError::Io(name_of(&volume), e)),
+                None => Err(SetError::Busy("it was cancelled".into())),
+            };
+            if let Err(error) = run.end(done) {
                 log::error!("flush of {}: {error}", volume.name);
             }
-            volume.flushing.set(false);
         });
         Ok(())
     }
 
-    /// Stops everything in good order: the end of the process. What takes longer than
-    /// [`STOP_LIMIT_US`] in all is left as it is, as a crash would leave it.
-    pub async fn stop_all(&self) {
-        let in_time = Cell::new(false);
-        let stopping = async {
-            let _turn = self.turn.lock().await;
-            for set in self.sets() {
-                if let Err(error) = self.stop_one(&set).await {
-                    log::error!("{error}");
-                }
-            }
-            for volume in self.volumes() {
-                if let Err(error) = self.take_down(&volume).await {
-                    log::error!("{error}");
-                }
-            }
-            in_time.set(true);
-        };
-        either(stopping, self.exec.sleep_us(STOP_LIMIT_US)).await;
-        if !in_time.get() {
-            for set in self.sets.take() {
-                set.latch.trip("it was not stopped in time".into());
-            }
-            self.volumes.take();
-        }
-    }
-
     /// A device has another size. A volume grows with its backing device; sets keep their size.
     pub async fn resized(&self, bdev: &str) {
-        let _turn = self.turn.lock().await;
         let Some(volume) = self.volume_on(bdev) else {
             return log::warn!("{bdev} has another size; its cache set keeps the one it has");
         };
@@ -397,28 +324,43 @@ impl Hub {
     /// A device is going away: what is on it is taken down. Volumes whose cache device goes wait
     /// for its return. Where examine is off, the device is remembered.
     pub async fn removed(&self, bdev: &str) {
-        let _turn = self.turn.lock().await;
         let used = self.set_on(bdev).is_some() || self.volume_on(bdev).is_some();
         if used && !self.examine_enabled.get() {
             self.later.borrow_mut().bdevs.insert(bdev.into());
         }
         if let Some(set) = self.set_on(bdev) {
             log::warn!("cache device {bdev} is removed: its set stops");
-            let mut waiting = self.volumes_of(&set);
-            waiting.retain(|volume| volume.backing.is_some());
-            if let Err(error) = self.stop_one(&set).await {
-                log::error!("{error}");
-            }
-            for volume in waiting {
-                let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
-                self.volumes.borrow_mut().insert(again.name.clone(), again);
-            }
+            self.cache_removed(set).await;
         }
         if let Some(volume) = self.volume_on(bdev) {
             log::warn!("backing device {bdev} is removed: {} stops", volume.name);
-            if let Err(error) = self.take_down(&volume).await {
-                log::error!("{error}");
-            }
+            let closing = self.begin_close(&volume);
+            drop(volume);
+            closing.wait().await;
         }
     }
+
+    async fn cache_removed(&self, set: Rc<CacheSet>) {
+        let turn = self.turns.take(&[Place::Set(set.set_uuid())]).await;
+        if set.closing.replace(true) {
+            return;
+        }
+        drop(turn);
+        let mut waiting = self.volumes_of(&set);
+        waiting.retain(|v| v.backing.is_some() && v.check_open().is_ok());
+        while self.close_volumes(&set).await.is_err() {}
+        if let Err(error) = self.stop_empty(&set).await {
+            log::error!("{error}");
+        }
+        for volume in waiting {
+            let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
+            self.volumes.borrow_mut().insert(again.name.clone(), again);
+        }
+    }
+}
+
+/// The device that a volume is written back to, for messages.
+fn name_of(volume: &Volume) -> String {
+    let backing = volume.backing.as_ref();
+    backing.map_or_else(|| volume.name.clone(), |b| b.disk.name())
 }

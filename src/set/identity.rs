@@ -18,6 +18,7 @@ use super::error::SetError;
 use super::format::{self, LABEL_BYTES};
 use super::hub::Hub;
 use super::members::Member;
+use super::turns::Place;
 use super::volume::Volume;
 use crate::disk::Disk;
 use crate::format::superblock::{BackingSuper, RanOn, Super};
@@ -338,17 +339,25 @@ impl Hub {
             "volume {wanted} (UUID {}) is called {name} now: {reason}",
             holder.uuid
         );
-        self.rename_idle(holder, name, Some(reason)).await?;
-        Ok(true)
+        self.rename_idle(holder, name, Some(reason)).await
     }
 
-    /// Gives a volume that no host has open another name. What is on disk stays.
+    /// Gives a volume that no host has open another name. What is on disk stays. False when something
+    /// else is done to it now.
     async fn rename_idle(
         &self,
         volume: &Rc<Volume>,
         name: String,
         reason: Option<String>,
-    ) -> Result<(), SetError> {
+    ) -> Result<bool, SetError> {
+        let mut places = Self::places_of(volume);
+        places.retain(|place| !matches!(place, Place::Set(_)));
+        let Some(_turn) = self.turns.try_take(&places) else {
+            return Ok(false);
+        };
+        if volume.check_open().is_err() || volume.check_stays().is_err() {
+            return Ok(false);
+        }
         let was_running = volume.is_running();
         if was_running {
             let hidden = self.host.hide(&volume.name).await;
@@ -364,11 +373,12 @@ impl Hub {
         if !was_running {
             let mut volumes = self.volumes.borrow_mut();
             volumes.insert(again.name.clone(), again);
-            return Ok(());
+            return Ok(true);
         }
         let link = again.link.borrow().clone();
         let shared = again.view(link.as_ref(), flash_sectors);
-        self.expose(&again, shared)
+        self.expose(&again, shared)?;
+        Ok(true)
     }
 
     /// Gives volumes that run under a longer name the one they want, where that has become free and
@@ -452,7 +462,6 @@ pub(super) async fn keep_names(hub: Weak<Hub>) {
         exec.sleep_us(TICK_S * 1_000_000).await;
         let Some(hub) = hub.upgrade() else { return };
         if hub.volumes().iter().any(|v| v.reason.borrow().is_some()) {
-            let _turn = hub.turn.lock().await;
             hub.settle_names().await;
         }
     }

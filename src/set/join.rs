@@ -1,4 +1,4 @@
-//! Volumes come to a set and leave it.
+//! Volumes come to a set.
 //!
 //! What must never be: a backing device whose superblock says that its keys in a set hold (clean or
 //! dirty, and the set's UUID) while they do not. So, before a volume runs without its set, its
@@ -13,9 +13,9 @@ use super::error::SetError;
 use super::hub::Hub;
 use super::identity::dirty_beyond;
 use super::register::RegisterAs;
+use super::turns::Place;
 use super::volume::{Backing, Link, Volume};
-use crate::disk::IoError;
-use crate::format::superblock::{BackingState, BackingSuper, CacheMode, RanOn};
+use crate::format::superblock::{BackingState, BackingSuper, RanOn};
 use crate::format::uuids::UuidEntry;
 use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
@@ -42,6 +42,7 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<(), SetError> {
         check_blocks(device, sb, set.superblock().block_sectors.into())?;
+        set.check_open()?;
         if let Some(why) = set.latch.why() {
             return Err(SetError::Stopped(why));
         }
@@ -220,13 +221,16 @@ impl Hub {
     /// # Errors
     /// See [`SetError`].
     pub async fn attach(&self, name: &str, set: &str, discard_dirty: bool) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let (volume, set) = (self.volume(name)?, self.set(set)?);
+        let set = self.set(set)?;
+        let (_turn, volume) = self
+            .turn_of_with(name, &[Place::Set(set.set_uuid())])
+            .await?;
         if volume.backing.is_none() {
             return Err(SetError::Invalid(format!(
                 "{name} lives on its set alone and cannot be attached"
             )));
         }
+        volume.check_stays()?;
         if let Some(link) = &*volume.link.borrow() {
             if link.set.set_uuid() == set.set_uuid() {
                 return Ok(());
@@ -277,7 +281,8 @@ impl Hub {
         let Some(volume) = waiting.filter(|_| accept_size) else {
             return self.run_alone(name, discard_dirty).await;
         };
-        let _turn = self.turn.lock().await;
+        drop(volume);
+        let (_turn, volume) = self.turn_of(name).await?;
         if volume.is_running() {
             return Ok(());
         }
@@ -304,8 +309,7 @@ impl Hub {
     /// # Errors
     /// Its set runs, or has dirty data of it and `discard_dirty` is not said; see [`SetError`].
     pub async fn run_alone(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let volume = self.volume(name)?;
+        let (_turn, volume) = self.turn_of(name).await?;
         if volume.is_running() {
             return Ok(());
         }
@@ -331,88 +335,6 @@ impl Hub {
             .await
             .map_err(|e| SetError::Io(backing.disk.name(), e))?;
         self.show(&volume)
-    }
-
-    /// Writes a volume's dirty data back and runs it without a cache. Those that lie beyond the end
-    /// of its backing device are given up with `discard_dirty`.
-    ///
-    /// # Errors
-    /// See [`SetError`]; the volume stays attached then.
-    pub async fn detach(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let volume = self.volume(name)?;
-        self.part(&volume, discard_dirty).await
-    }
-
-    pub(super) async fn part(
-        &self,
-        volume: &Rc<Volume>,
-        discard_dirty: bool,
-    ) -> Result<(), SetError> {
-        let name = volume.name.clone();
-        let Some(backing) = volume.backing.clone() else {
-            return Err(SetError::Invalid(format!(
-                "{name} lives on its set alone and cannot be detached"
-            )));
-        };
-        let Some(link) = volume.link.borrow().clone() else {
-            return match &*volume.reason.borrow() {
-                Some(why) if !volume.is_running() => Err(SetError::Busy(why.clone())),
-                _ => Ok(()),
-            };
-        };
-        let (end, inode) = (backing.end(), link.volume.inode);
-        let beyond = dirty_beyond(&link.set, inode, end);
-        if beyond > 0 && !discard_dirty {
-            return Err(SetError::Beyond {
-                name,
-                bytes: beyond * SECTOR_BYTES as u64,
-                end,
-            });
-        }
-        let shared = volume.shared.borrow().clone();
-        let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
-        // No new dirty data from here on, neither by the mode, once the fronts are made anew, nor
-        // over dirty data. Else such a write could end after the superblock has left the set.
-        let _wanted = link.set.writeback.want(&link.volume);
-        link.set.owner.begin_leaving(&link.volume);
-        let around = volume.view(Some(&link), 0);
-        around.set_mode(CacheMode::WriteAround);
-        let cache = Some(link.set.disk.clone());
-        let done = self.host.replace(around.clone(), cache).await;
-        if let Err(error) = done {
-            link.set.owner.stay(&link.volume);
-            return Err(SetError::Io(name, error));
-        }
-        *volume.shared.borrow_mut() = Some(around.clone());
-        if beyond > 0 {
-            drop_beyond(&link.set, inode, end).await?;
-            link.set.writeback.begin_anew(&link.volume);
-        }
-        let alone = async {
-            link.set.writeback.clean_all(&link.volume).await?;
-            if !link.volume.is_leaving() {
-                // A round failed meanwhile.
-                return Err(IoError::Failed);
-            }
-            link.volume.flush_backing().await?;
-            // Durable while the keys still hold: from here on a start runs it without the set.
-            backing.change(leave).await
-        };
-        if let Err(error) = alone.await {
-            around.set_mode(shared.mode());
-            link.set.owner.stay(&link.volume);
-            return Err(SetError::Io(name, error));
-        }
-        volume.link.take();
-        self.reshape(volume).await?;
-        link.set.owner.settled(&link.volume).await;
-        link.set.owner.remove_volume(&link.volume);
-        let (inode, now_s) = (link.volume.inode, self.host.now_s());
-        link.set
-            .change_uuids(|table| table[inode.0 as usize].invalidate(now_s))
-            .await?;
-        drop_keys(&link.set, inode).await
     }
 }
 

@@ -63,8 +63,7 @@ impl Hub {
         inode: Option<Inode>,
         discard_dirty: bool,
     ) -> Result<(), SetError> {
-        let _turn = self.turn.lock().await;
-        let set = self.set(set)?;
+        let (_turn, set) = self.turn_of_set(set).await?;
         let mut members = self.members(&set).into_iter();
         let found = members.find(|m| match uuid {
             Some(uuid) => m.uuid == Some(uuid),

@@ -140,6 +140,10 @@ fn of_module(option: ModuleOption) -> Access<Hub> {
                 hub.examine_exclude.replace(names);
             },
         ),
+        ModuleOption::StartWaitS => number(
+            |hub: &Hub| hub.start_wait_s(),
+            |hub, seconds| hub.set_start_wait_s(seconds),
+        ),
     }
 }
 

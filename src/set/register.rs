@@ -14,6 +14,7 @@ use super::host::OpenError;
 use super::hub::Hub;
 use super::identity::wanted_name;
 use super::options::apply_to_set;
+use super::turns::{Place, Turn};
 use super::volume::{Backing, Link, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, RanOn, Super};
@@ -68,11 +69,13 @@ impl Hub {
         bdev: &str,
         how: &RegisterAs,
     ) -> Result<Registered, SetError> {
-        let _turn = self.turn.lock().await;
         let bdev = self.own_name(bdev);
+        let mut turn = self.turns.take(&[Place::Device(bdev.clone())]).await;
         let mut claim = self.claims.bdevs(&[&bdev]).await;
         if let Some(set) = self.set_on(&bdev) {
             how.check_cache(&bdev)?;
+            turn.widen(Place::Set(set.set_uuid())).await;
+            set.check_open()?;
             self.bring_up_flash(&set).await;
             return Ok(registered_cache(&set));
         }
@@ -84,6 +87,10 @@ impl Hub {
                     volume.name
                 )));
             }
+            volume.check_open()?;
+            turn.widen(Place::Volume(volume.name.clone())).await;
+            turn.widen_by_set_of(&volume).await;
+            volume.check_open()?;
             return self.bring_up(volume, how.accept_size).await;
         }
         let disk = self.open(&bdev)?;
@@ -92,12 +99,14 @@ impl Hub {
                 how.check_cache(&bdev)?;
                 self.check_twin(&bdev, sb.uuid, Some(sb.set_uuid))?;
                 claim.add(Key::Uuid(sb.set_uuid))?;
+                self.note_carried(&bdev, sb.uuid).await?;
+                turn.widen(Place::Set(sb.set_uuid)).await;
                 let set = self.start_set(disk, sb).await?;
                 self.bring_up_flash(&set).await;
                 self.bring_up_waiting(&set).await;
                 Ok(registered_cache(&set))
             }
-            Super::Backing(sb) => self.register_backing(disk, sb, how, claim).await,
+            Super::Backing(sb) => self.register_backing(turn, disk, sb, how, claim).await,
         }
     }
 
@@ -124,6 +133,7 @@ impl Hub {
 
     async fn register_backing(
         &self,
+        mut turn: Turn,
         disk: Rc<dyn Disk>,
         mut sb: BackingSuper,
         how: &RegisterAs,
@@ -151,8 +161,10 @@ impl Hub {
         if let Some(label) = label {
             sb.label = label;
         }
+        self.note_carried(&bdev, sb.uuid).await?;
         let (name, reason) = self.name_for(&sb.label, sb.uuid).await?;
         claim.add(Key::Name(name.clone()))?;
+        turn.widen(Place::Volume(name.clone())).await;
         // On disk with the next change, as in the kernel.
         sb.last_mount = self.host.now_s();
         let (uuid, label) = (sb.uuid, sb.label);
@@ -167,6 +179,7 @@ impl Hub {
         }
         let volume = Volume::new(name, uuid, Some(backing));
         *volume.reason.borrow_mut() = reason;
+        turn.widen_by_set_of(&volume).await;
         self.bring_up(volume, how.accept_size).await
     }
 
@@ -259,9 +272,15 @@ impl Hub {
         for volume in self.volumes() {
             let backing = volume.backing.as_ref().map(|b| b.superblock());
             let waits = backing.is_some_and(|sb| sb.set_uuid == set.set_uuid());
-            if volume.is_running() || !waits {
+            if volume.is_shown() || !waits {
                 continue;
             }
+            let mut places = Self::places_of(&volume);
+            places.retain(|place| !matches!(place, Place::Set(_)));
+            // What has its turn comes to the set by itself: it looks for it once it has this turn.
+            let Some(_turn) = self.turns.try_take(&places) else {
+                continue;
+            };
             if let Err(error) = self.bring_up(volume.clone(), false).await {
                 log::error!("volume {} was not brought up: {error}", volume.name);
                 *volume.reason.borrow_mut() = Some(error.to_string());
@@ -271,6 +290,9 @@ impl Hub {
 
     /// Brings up the volumes that live on a set alone and are not up.
     pub(super) async fn bring_up_flash(&self, set: &Rc<CacheSet>) {
+        if set.closing.get() {
+            return;
+        }
         let up: Vec<Uuid> = self.volumes_of(set).iter().map(|v| v.uuid).collect();
         for (i, entry) in set.uuids().into_iter().enumerate() {
             if entry.is_live() && entry.is_flash_only() && !up.contains(&entry.uuid) {
@@ -326,6 +348,7 @@ impl Hub {
             Err(_) => return,
         };
         let found = match read_super(&disk).await {
+            Ok(found) if !asked && !self.is_known_on(bdev, &found) => return,
             Ok(found) => found,
             Err(SetError::Super(name, error)) => {
                 return log::error!("{name} bears bcache's magic number, but: {error}");

@@ -10,7 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::cache::{CacheSet, write_super};
+use super::closing::Closing;
 use super::identity::wanted_name;
+use super::job::Job;
 use crate::disk::{Disk, IoError, Watched};
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::request::owner;
@@ -145,8 +147,12 @@ pub struct Volume {
     pub totals: Arc<Totals>,
     /// Its statistics over time.
     pub windows: RefCell<Windows>,
-    /// A flush that was asked for is under way.
-    pub flushing: Cell<bool>,
+    /// A flush that was asked for.
+    pub flushing: Job,
+    /// Its detachment.
+    pub detaching: Job,
+    /// The end of its bdev, once it is taken down.
+    pub(super) closing: RefCell<Option<Rc<Closing>>>,
     /// Why it does not run, or not under the name that it wants.
     pub reason: RefCell<Option<String>>,
     /// It was started although the cache has dirty data beyond the end of its backing device.
@@ -164,7 +170,9 @@ impl Volume {
             shared: RefCell::default(),
             totals: Arc::default(),
             windows: RefCell::default(),
-            flushing: Cell::new(false),
+            flushing: Job::default(),
+            detaching: Job::default(),
+            closing: RefCell::default(),
             reason: RefCell::default(),
             accept_size: Cell::new(false),
         })
@@ -180,7 +188,9 @@ impl Volume {
             shared: RefCell::default(),
             totals: self.totals.clone(),
             windows: RefCell::new(self.windows.take()),
-            flushing: Cell::new(self.flushing.get()),
+            flushing: Job::default(),
+            detaching: Job::default(),
+            closing: RefCell::default(),
             reason: RefCell::default(),
             accept_size: self.accept_size.clone(),
         })
@@ -203,6 +213,11 @@ impl Volume {
 
     /// Whether hosts can use it.
     pub fn is_running(&self) -> bool {
+        self.is_shown() && self.closing.borrow().is_none()
+    }
+
+    /// Whether it has a bdev, which may be about to go.
+    pub(super) fn is_shown(&self) -> bool {
         self.shared.borrow().is_some()
     }
 

@@ -5,7 +5,8 @@
 //! - SPDK has a bounded number of I/Os; a request that gets none is tried again a little later and is
 //!   not reported as an error. SPDK's own queue for that would not do: it moves only when an I/O of
 //!   the same thread ends, and this thread may have none while others hold them all. For the sake of
-//!   those others at most `REQUESTS_MAX` requests are given to SPDK at once; the rest stand in line.
+//!   those others at most `REQUESTS_MAX` requests of a device are given to SPDK at once; the rest stand
+//!   in line.
 //! - A device that is being removed (SPDK's hot-removal, or a shutdown) goes on doing I/O for as
 //!   long as its driver can, so that a set can still be stopped in good order; SPDK waits until it
 //!   is closed. The module is told, see [`super::module`].
@@ -20,23 +21,16 @@ use std::rc::Rc;
 
 use super::flush::{Flushing, Way};
 use super::gate::{self, Gate};
-use super::thread::OwnerCell;
 use super::{dma, ended, module, sys};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::{OpenError, Traits};
 use crate::task::{OnceSender, once};
 use crate::units::{SECTOR_BYTES, SECTOR_SHIFT, Sector};
 
-/// Requests of the owner that SPDK has at once, of all devices: enough to keep them busy, and few
-/// beside what the smallest pool of I/Os has that makes sense.
-const REQUESTS_MAX: usize = 64;
-
-static LINE: OwnerCell<Gate> = OwnerCell::new();
-
-/// Where the owner's requests stand in line.
-fn line() -> &'static Gate {
-    LINE.get_or_init(|| Gate::of(REQUESTS_MAX))
-}
+/// Requests of the owner to one device that SPDK has at once: enough to keep it busy, and few beside
+/// what the smallest pool of I/Os has that makes sense. Each device has a line of its own: one that
+/// never answers holds no other up.
+const REQUESTS_MAX: usize = 32;
 
 /// How long a request waits that found no I/O of SPDK's free.
 pub const NO_ROOM_US: u64 = 100;
@@ -75,6 +69,8 @@ struct Raw {
     shared_cut: Option<u32>,
     /// Where its queue is shared with other devices.
     gate: Option<Rc<Gate>>,
+    /// Where the owner's requests stand in line.
+    line: Gate,
 }
 
 /// The pointers of a device that the request path uses on other threads. Valid for as long as the
@@ -307,6 +303,7 @@ impl Raw {
                 flushing: Flushing::default(),
                 can_unmap: sys::bcache_supports(bdev, sys::BCACHE_UNMAP),
                 gate: shared_cut.map(|_| Gate::here()),
+                line: Gate::of(REQUESTS_MAX),
                 shared_cut,
             }
         }
@@ -435,7 +432,11 @@ impl Op {
     /// in [`send`](Self::send) with an error.
     fn submit(raw_op: *mut Op) {
         // SAFETY: `raw_op` is a box that nobody else holds until `next_in_line` is called with it.
-        if unsafe { line().enter(1, next_in_line, raw_op.cast()) } {
+        let enters = unsafe {
+            let line = &(*raw_op).device.raw().line;
+            line.enter(1, next_in_line, raw_op.cast())
+        };
+        if enters {
             Op::to_device(raw_op);
         }
     }
@@ -489,8 +490,9 @@ impl Op {
         unsafe {
             (*raw_op).device.raw().leave((*raw_op).places());
             if rc != -sys::ENOMEM {
+                let device = (*raw_op).device.clone();
                 Box::from_raw(raw_op).finish(Err(ended::refused(rc)));
-                return line().leave(1);
+                return device.raw().line.leave(1);
             }
         }
         module::after(NO_ROOM_US, move || Op::to_device(raw_op));
@@ -536,8 +538,9 @@ unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *
         let raw_op = Box::into_raw(op);
         return module::after(us, move || Op::to_device(raw_op));
     }
+    let device = op.device.clone();
     op.finish(ended);
-    line().leave(1);
+    device.raw().line.leave(1);
 }
 
 unsafe extern "C" fn next_in_line(arg: *mut c_void) {

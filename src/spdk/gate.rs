@@ -36,6 +36,9 @@ pub fn places(at: u64, bytes: u64, cut_shift: u32) -> usize {
     ((last >> cut_shift) - (at >> cut_shift) + 1).min(PIECES_MAX) as usize
 }
 
+/// In the place of a thread, of a gate that is not the thread's own.
+const NO_THREAD: usize = 0;
+
 /// Called with its argument once it has a place.
 pub type Admitted = unsafe extern "C" fn(*mut c_void);
 
@@ -87,7 +90,7 @@ impl Gate {
 
     /// A gate of so many places for this thread, at no queue of the kernel's.
     pub fn of(places: usize) -> Gate {
-        Gate::new(thread::current() as usize, places)
+        Gate::new(NO_THREAD, places)
     }
 
     fn new(thread: usize, places: usize) -> Gate {

@@ -14,6 +14,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
+
 use super::bounce::BouncePool;
 use super::channel::{self, Channel, Shape, Volume};
 use super::disk::{Access, RawDevice, SpdkDisk};
@@ -324,6 +326,12 @@ impl Host for ModuleHost {
         !unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) }.is_null()
     }
 
+    fn beneath(&self, name: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        base_names(&super::json::info_of(name), false, &mut names);
+        names
+    }
+
     fn expose(
         &self,
         volume: Arc<VolumeShared>,
@@ -389,6 +397,20 @@ impl Host for ModuleHost {
     fn now_s(&self) -> u32 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.map_or(0, |since| since.as_secs() as u32)
+    }
+}
+
+/// The names in what a bdev's module tells that stand under keys like `base_bdev`: SPDK's modules
+/// name there what a bdev is made of.
+fn base_names(info: &Value, is_base: bool, names: &mut Vec<String>) {
+    match info {
+        Value::String(name) if is_base => names.push(name.clone()),
+        Value::Array(list) => list.iter().for_each(|v| base_names(v, is_base, names)),
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            let is_base = key.starts_with("base_bdev") || is_base && key == "name";
+            base_names(value, is_base, names);
+        }),
+        _ => {}
     }
 }
 

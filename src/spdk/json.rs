@@ -3,7 +3,7 @@
 //! Both directions go through text: SPDK writes a parsed value out again, and takes text for a
 //! value. So no layout of a token is known here, and configuration is not worth more.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::sys;
 use crate::rpc::{RpcError, params};
 
 unsafe extern "C" fn collect(text: *mut c_void, data: *const c_void, bytes: usize) -> i32 {
-    // SAFETY: `text` is the Vec of `read`, which nobody else uses during the call; SPDK passes
+    // SAFETY: `text` is the Vec of `collected`, which nobody else uses during the call; SPDK passes
     // `bytes` readable bytes.
     unsafe {
         let text = &mut *text.cast::<Vec<u8>>();
@@ -31,21 +31,36 @@ pub unsafe fn read(value: *const sys::spdk_json_val) -> Result<Value, RpcError> 
     if value.is_null() {
         return Ok(Value::Null);
     }
+    // SAFETY: `value` is valid by this function's contract.
+    let text = collected(|w| unsafe { sys::spdk_json_write_val(w, value) == 0 });
+    let text = text.ok_or_else(|| params::unreadable("SPDK cannot write them out"))?;
+    params::read(&text)
+}
+
+/// What a bdev's module tells about it; null where there is no such bdev.
+pub fn info_of(bdev: &str) -> Value {
+    let Ok(name) = CString::new(bdev) else {
+        return Value::Null;
+    };
+    // SAFETY: the name ends in NUL and is read during the call; `w` is open and empty.
+    let text = collected(|w| unsafe { sys::bcache_dump_info(name.as_ptr(), w) });
+    text.and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+/// The text that `write` writes; `None` where it fails.
+fn collected(write: impl FnOnce(*mut sys::spdk_json_write_ctx) -> bool) -> Option<Vec<u8>> {
     let mut text: Vec<u8> = Vec::new();
-    // SAFETY: `text` outlives the writing, which ends with spdk_json_write_end; `value` is valid
-    // by this function's contract.
-    let failed = unsafe {
+    // SAFETY: `text` outlives the writing, which ends with spdk_json_write_end.
+    let done = unsafe {
         let w = sys::spdk_json_write_begin(Some(collect), (&raw mut text).cast(), 0);
         if w.is_null() {
-            return Err(params::unreadable("no memory"));
+            return None;
         }
-        let written = sys::spdk_json_write_val(w, value);
-        sys::spdk_json_write_end(w) != 0 || written != 0
+        let written = write(w);
+        sys::spdk_json_write_end(w) == 0 && written
     };
-    if failed {
-        return Err(params::unreadable("SPDK cannot write them out"));
-    }
-    params::read(&text)
+    done.then_some(text)
 }
 
 /// Writes a value where SPDK expects one.

@@ -8,6 +8,8 @@
 //!    stopped in good order and their devices closed. Where there is no volume to hold it up,
 //!    stopping begins at once.
 //! 3. `fini` comes last; it ends from the last task of all, after the poller is gone.
+//!
+//! No RPC is answered once the end has begun: the server of RPCs may have been freed.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
@@ -20,13 +22,19 @@ use super::poller::Poller;
 use super::thread::{self, OwnerCell};
 use super::{channel, disk, json, lane, rpc, sys};
 use crate::rpc::RpcError;
-use crate::set::hub::Hub;
-use crate::task::{Executor, Notify};
+use crate::set::hub::{Hub, STOP_LIMIT_US};
+use crate::task::{Executor, Notify, either};
+use crate::units::Uuid;
 
 /// Task steps that a run of the executor's poller takes at most.
 const STEPS_MAX: usize = 64;
 /// The time after which it begins no other step, so that host I/O of this reactor gets its turn.
 const POLL_US_MAX: u64 = 25;
+
+/// How long SPDK has to end by itself once all sets have stopped in good order: 20 s.
+const GRACE_US: u64 = 20_000_000;
+/// The same, once some were given up: 5 s.
+const GIVEN_UP_GRACE_US: u64 = 5_000_000;
 
 /// How far the sets are stopped for a shutdown.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,8 +51,14 @@ struct Owner {
     poller: RefCell<Option<Poller>>,
     /// SPDK shuts down.
     ending: Cell<bool>,
+    /// The end of the process was asked for: the RPC server may be gone.
+    silent: Cell<bool>,
+    /// What a start waits for, and behind which volume: of the last `write_config`.
+    waits: RefCell<Vec<(String, String, Uuid)>>,
     stop: Cell<Stop>,
     stop_done: Notify,
+    /// They stopped in good order.
+    in_time: Cell<bool>,
     /// Set by the last task of all: the poller ends and SPDK is told.
     finished: Cell<bool>,
 }
@@ -60,8 +74,11 @@ fn owner() -> &'static Owner {
             hub: RefCell::new(None),
             poller: RefCell::new(None),
             ending: Cell::new(false),
+            silent: Cell::new(false),
+            waits: RefCell::default(),
             stop: Cell::new(Stop::No),
             stop_done: Notify::default(),
+            in_time: Cell::new(true),
             finished: Cell::new(false),
         }
     })
@@ -78,7 +95,7 @@ impl Owner {
     async fn stop_all(&'static self) {
         if self.stop.get() == Stop::No {
             self.stop.set(Stop::Running);
-            self.hub().stop_all().await;
+            self.in_time.set(self.hub().stop_all().await);
             self.stop.set(Stop::Done);
             self.stop_done.notify();
         }
@@ -185,9 +202,45 @@ extern "C" fn init() -> i32 {
     if made { 0 } else { -sys::ENOMEM }
 }
 
+/// Whether an RPC may be answered. Up to some release SPDK frees its RPC server when the end begins,
+/// with requests under way.
+pub fn may_answer() -> bool {
+    !owner().silent.get()
+}
+
+/// The target is told to end. What a device that never answers holds up for too long is given up,
+/// and the process ends where SPDK itself waits for ever, for that device or for one of its modules.
+extern "C" fn end_begins() {
+    let owner = owner();
+    owner.silent.set(true);
+    owner.hub().begin_end();
+    owner.exec.spawn(async move {
+        let stopped = async {
+            while owner.stop.get() != Stop::Done {
+                owner.stop_done.wait().await;
+            }
+        };
+        either(stopped, owner.exec.sleep_us(STOP_LIMIT_US)).await;
+        let is_held_up = owner.stop.get() == Stop::No;
+        owner.stop_all().await;
+        let in_order = owner.in_time.get() && !is_held_up;
+        let grace_us = if in_order {
+            GRACE_US
+        } else {
+            GIVEN_UP_GRACE_US
+        };
+        owner.exec.sleep_us(grace_us).await;
+        log::error!("SPDK does not end: the process is ended");
+        // SAFETY: this is called in a target of ours only.
+        unsafe { sys::bcache_exit(i32::from(!in_order)) };
+    });
+}
+
 extern "C" fn fini_start() {
     let owner = owner();
     owner.ending.set(true);
+    owner.silent.set(true);
+    owner.hub().begin_end();
     if !owner.host.has_volumes() {
         owner.exec.spawn(owner.stop_all());
     }
@@ -211,14 +264,41 @@ unsafe extern "C" fn examine(name: *const c_char) {
         if !owner.ending.get() {
             owner.hub().examine(&name).await;
         }
-        // SAFETY: SPDK waits for this since it called `examine`.
-        unsafe { sys::bcache_examine_done() };
     });
 }
 
 unsafe extern "C" fn write_config(w: *mut sys::spdk_json_write_ctx) {
+    let mut names: Vec<String> = Vec::new();
+    // SAFETY: `names` outlives the call, within which `note_name` is called.
+    unsafe { sys::bcache_each_bdev(Some(note_name), (&raw mut names).cast()) };
+    owner().waits.replace(owner().hub().waits(&names));
     for (method, params) in crate::rpc::config(&owner().hub()) {
         let call = value!({"method": method, "params": params});
+        // SAFETY: SPDK has an array open, which takes any number of values.
+        unsafe { json::write(w, &call) };
+    }
+}
+
+unsafe extern "C" fn note_name(names: *mut c_void, name: *const c_char) {
+    // SAFETY: `names` is the Vec of `write_config`, which nobody else uses during the call; SPDK's
+    // name of a bdev ends in NUL and is valid during the call.
+    unsafe {
+        let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+        (*names.cast::<Vec<String>>()).push(name);
+    }
+}
+
+unsafe extern "C" fn write_volume_config(volume: *mut c_void, w: *mut sys::spdk_json_write_ctx) {
+    let owner = owner();
+    let Some(place) = owner.host.name_of(volume) else {
+        return;
+    };
+    for (behind, name, uuid) in &*owner.waits.borrow() {
+        if *behind != place {
+            continue;
+        }
+        let params = value!({"name": name, "uuid": uuid.to_string()});
+        let call = value!({"method": "bdev_bcache_wait_for_volume", "params": params});
         // SAFETY: SPDK has an array open, which takes any number of values.
         unsafe { json::write(w, &call) };
     }
@@ -248,6 +328,8 @@ pub static bcache_ops_of_rust: sys::bcache_ops = sys::bcache_ops {
     fini: Some(fini),
     examine: Some(examine),
     write_config: Some(write_config),
+    write_volume_config: Some(write_volume_config),
+    end_begins: Some(end_begins),
     destruct: Some(host::destruct),
     device_event: Some(disk::device_event),
     dump_info: Some(dump_info),

@@ -3,7 +3,7 @@
 //! SPDK hands a handler no name, so each method gets a handler of its own, made from a const
 //! number. They are registered when the program is loaded, before SPDK looks for them. A method
 //! runs as a task of the executor on the owner thread; its request stays SPDK's until it is
-//! answered, which happens exactly once.
+//! answered, which happens once, or never when the process is about to end.
 
 use std::ffi::CString;
 
@@ -34,6 +34,9 @@ struct Request(*mut sys::spdk_jsonrpc_request);
 
 impl Request {
     fn answer(self, result: Result<Value, RpcError>) {
+        if !module::may_answer() {
+            return;
+        }
         match result {
             // SAFETY: the request was not answered before (this consumes it) and SPDK keeps it
             // until then, even when its connection is closed. A null context means that the

@@ -24,7 +24,7 @@ use spdk_bcache::set::hub::Hub;
 use spdk_bcache::sim::disk::{Faults, Medium, SimDisk};
 use spdk_bcache::sim::lane::SimLane;
 use spdk_bcache::sim::sched::Sched;
-use spdk_bcache::task::{Executor, OnceSender, once};
+use spdk_bcache::task::{Executor, Notify, OnceSender, once};
 use spdk_bcache::units::Sector;
 
 /// Simulated time that a call may take: 10 min.
@@ -40,10 +40,33 @@ pub const BROKEN: Faults = Faults {
 type Ranges = Rc<RefCell<Vec<(Sector, Sector)>>>;
 type Look = Box<dyn Fn(bool)>;
 
-/// A device as the engine's own I/O sees it: some ranges of it may not be readable.
+/// Whether a device answers the engine's own writes and flushes now, or later.
+#[derive(Default)]
+pub struct Silence {
+    silent: Cell<bool>,
+    ended: Notify,
+}
+
+impl Silence {
+    /// Begins, or ends: what waits is then done.
+    pub fn set(&self, silent: bool) {
+        self.silent.set(silent);
+        self.ended.notify();
+    }
+
+    async fn over(self: Rc<Self>) {
+        while self.silent.get() {
+            self.ended.wait().await;
+        }
+    }
+}
+
+/// A device as the engine's own I/O sees it: some ranges of it may not be readable, and it may be
+/// silent.
 struct Flaky {
     inner: Rc<SimDisk>,
     bad: Ranges,
+    silence: Rc<Silence>,
 }
 
 impl Disk for Flaky {
@@ -71,9 +94,23 @@ impl Disk for Flaky {
         }
     }
     fn write(&self, at: Sector, buf: Buf) -> BufFuture {
+        if self.silence.silent.get() {
+            let (silence, inner) = (self.silence.clone(), self.inner.clone());
+            return Box::pin(async move {
+                silence.over().await;
+                inner.write(at, buf).await
+            });
+        }
         self.inner.write(at, buf)
     }
     fn flush(&self) -> DoneFuture {
+        if self.silence.silent.get() {
+            let (silence, inner) = (self.silence.clone(), self.inner.clone());
+            return Box::pin(async move {
+                silence.over().await;
+                inner.flush().await
+            });
+        }
         self.inner.flush()
     }
     fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
@@ -116,6 +153,7 @@ pub struct TestHost {
     sched: Sched,
     disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
     bad: RefCell<BTreeMap<String, Ranges>>,
+    silences: RefCell<BTreeMap<String, Rc<Silence>>>,
     opened: RefCell<Vec<Weak<Flaky>>>,
     shown: RefCell<BTreeMap<String, Shown>>,
     ended: RefCell<BTreeMap<u64, Ended>>,
@@ -134,6 +172,15 @@ pub struct TestHost {
 impl TestHost {
     fn disk(&self, name: &str) -> Option<Rc<SimDisk>> {
         self.disks.borrow().get(name).cloned()
+    }
+
+    /// What makes a device silent.
+    pub fn silence(&self, name: &str) -> Rc<Silence> {
+        self.silences
+            .borrow_mut()
+            .entry(name.into())
+            .or_default()
+            .clone()
     }
 
     /// Whether somebody has a device open.
@@ -246,7 +293,12 @@ impl Host for TestHost {
             .entry(name.into())
             .or_default()
             .clone();
-        let disk = Rc::new(Flaky { inner, bad });
+        let silence = self.silence(name);
+        let disk = Rc::new(Flaky {
+            inner,
+            bad,
+            silence,
+        });
         self.opened.borrow_mut().push(Rc::downgrade(&disk));
         Ok(disk)
     }
@@ -337,6 +389,7 @@ impl Machine {
             sched: sched.clone(),
             disks: RefCell::default(),
             bad: RefCell::default(),
+            silences: RefCell::default(),
             opened: RefCell::default(),
             shown: RefCell::default(),
             ended: RefCell::default(),

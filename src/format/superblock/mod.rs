@@ -9,6 +9,7 @@
 
 mod backing;
 mod cache;
+mod carries;
 mod error;
 mod ran_on;
 
@@ -19,6 +20,7 @@ use crate::units::{Sector, Uuid};
 
 pub use backing::{BackingState, BackingSuper, CacheMode};
 pub use cache::CacheSuper;
+pub use carries::note_of;
 pub use error::SuperError;
 pub use ran_on::RanOn;
 
