@@ -160,6 +160,7 @@ mod spdk {
     /// The functions of SPDK that Rust calls by itself; all else goes through the glue.
     const FUNCTIONS: &str = "spdk_bdev_free_io|spdk_bdev_(readv|writev|flush|unmap|write_zeroes)_blocks|\
         spdk_bdev_get_io_channel|spdk_put_io_channel|spdk_get_io_channel|\
+        spdk_bdev_dump_info_json|spdk_json_write_object_(begin|end)|\
         spdk_bdev_desc_get_bdev|spdk_bdev_close|spdk_bdev_get_name|spdk_bdev_get_by_name|\
         spdk_bdev_get_block_size|spdk_bdev_get_num_blocks|spdk_bdev_get_buf_align|\
         spdk_bdev_has_write_cache|spdk_bdev_module_release_bdev|\

@@ -268,10 +268,14 @@ pub trait Disk {
     /// cache, or whose driver has no flush, answers at once.
     fn flush(&self) -> DoneFuture;
     /// Tells the device that the range is not needed. Advice: what a read returns afterwards is
-    /// not defined. Answers [`IoError::Unsupported`] where the device has no such thing.
+    /// not defined, unless [`unmap_reads_zeros`](Self::unmap_reads_zeros). Answers [`IoError::Unsupported`] where the device has no such thing.
     fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture;
     /// Makes the range read as zeros.
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture;
+    /// Whether the device is of a kind that reads as zeros whatever is unmapped, and is so now.
+    fn unmap_reads_zeros(&self) -> bool {
+        false
+    }
 }
 
 /// A device whose errors are counted: those that [`IoError::is_device_error`] names.
@@ -342,6 +346,9 @@ impl Disk for Watched {
     }
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
         self.look(self.disk.write_zeroes(at, sectors))
+    }
+    fn unmap_reads_zeros(&self) -> bool {
+        self.disk.unmap_reads_zeros()
     }
 }
 

@@ -55,6 +55,18 @@ pub struct Ills {
     pub lost: u64,
 }
 
+/// What a device makes of a discard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmapped {
+    /// Nothing: it holds what it held.
+    Old,
+    /// Zeros, and it says so beforehand.
+    Zeros,
+    /// Zeros in a part of the range.
+    #[default]
+    Mixture,
+}
+
 /// What goes wrong with the devices of a machine at one moment, counted in what they are told.
 ///
 /// It may cut the power at a step, which is a write or a flush: that one still reaches its device's
@@ -158,6 +170,8 @@ pub struct Medium {
     pub writes: Cell<u64>,
     /// Its failures.
     pub faults: Cell<Faults>,
+    /// What it makes of discards.
+    pub unmapped: Cell<Unmapped>,
     /// It answers no reads.
     pub stuck: Cell<bool>,
     /// It fails whatever it is told.
@@ -193,6 +207,7 @@ impl Medium {
             ignore_flush: Cell::new(false),
             writes: Cell::new(0),
             faults: Cell::default(),
+            unmapped: Cell::default(),
             stuck: Cell::new(false),
             dead: Cell::new(false),
             fuse: RefCell::default(),
@@ -593,7 +608,7 @@ impl SimDisk {
         });
     }
 
-    /// Starts a discard, which zeroes the range, or a part of it, or does nothing.
+    /// Starts a discard: see [`Unmapped`].
     pub fn start_unmap(
         &self,
         at: Sector,
@@ -601,7 +616,12 @@ impl SimDisk {
         done: impl FnOnce(Result<(), IoError>) + 'static,
     ) {
         let block = u64::from(self.medium.block_sectors);
-        match self.sched.rng().below(sectors / block + 1) * block {
+        let zeroed = match self.medium.unmapped.get() {
+            Unmapped::Old => 0,
+            Unmapped::Zeros => sectors,
+            Unmapped::Mixture => self.sched.rng().below(sectors / block + 1) * block,
+        };
+        match zeroed {
             0 => self.sched.after(self.delay_us(), move || done(Ok(()))),
             some => self.start_write(at, vec![0; some as usize * SECTOR_BYTES], done),
         }
@@ -662,6 +682,10 @@ impl Disk for SimDisk {
         let zeros = vec![0; sectors as usize * SECTOR_BYTES];
         self.start_write(at, zeros, move |done| tx.send(done));
         Box::pin(rx)
+    }
+
+    fn unmap_reads_zeros(&self) -> bool {
+        self.medium.unmapped.get() == Unmapped::Zeros
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a run of the simulator does, drawn from a seed, and what it reports.
 
-use super::disk::{Faults, Ills};
+use super::disk::{Faults, Ills, Unmapped};
 use crate::format::superblock::CacheMode;
 use crate::rng::Rng;
 
@@ -71,6 +71,8 @@ pub struct Plan {
     pub cache_faults: Faults,
     /// Illnesses of all devices.
     pub ills: Ills,
+    /// What the backing devices make of discards.
+    pub unmapped: Unmapped,
     /// Whether the cache device loses and misdirects writes. What hosts read is not looked at then:
     /// data have no checksums. But the set's own structures must be found damaged, or be right.
     pub lies: bool,
@@ -142,6 +144,7 @@ impl Plan {
             backing_faults: Faults::default(),
             cache_faults: Faults::default(),
             ills: Ills::default(),
+            unmapped: [Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture][rng.below(3) as usize],
             lies: false,
             outgrown: false,
         }

@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 use super::flush::{Flushing, Way};
 use super::gate::{self, Gate};
-use super::{dma, ended, module, sys};
+use super::{dma, ended, module, sys, zeros};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::{OpenError, Traits};
 use crate::task::{OnceSender, once};
@@ -598,5 +598,11 @@ impl Disk for SpdkDisk {
 
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
         self.order(OpKind::WriteZeroes, at, sectors)
+    }
+
+    fn unmap_reads_zeros(&self) -> bool {
+        // SAFETY: the descriptor is open, so the bdev is there; engine devices are used on the owner's
+        // thread, where SPDK makes and removes bdevs.
+        unsafe { zeros::reads_zeros(self.0.raw().bdev) }
     }
 }

@@ -20,6 +20,28 @@ unsafe extern "C" fn collect(text: *mut c_void, data: *const c_void, bytes: usiz
     0
 }
 
+/// What a bdev's module says of it, as bdev_get_bdevs shows it: an object by the kind of bdev.
+///
+/// # Safety
+/// The bdev is there, and this is a thread on which its module may be asked.
+pub unsafe fn describe(bdev: *mut sys::spdk_bdev) -> Option<Value> {
+    let mut text: Vec<u8> = Vec::new();
+    // SAFETY: `text` outlives the writing, which ends with spdk_json_write_end; the rest is this
+    // function's contract.
+    let failed = unsafe {
+        let w = sys::spdk_json_write_begin(Some(collect), (&raw mut text).cast(), 0);
+        if w.is_null() {
+            return None;
+        }
+        sys::spdk_json_write_object_begin(w);
+        let described = sys::spdk_bdev_dump_info_json(bdev, w);
+        sys::spdk_json_write_object_end(w);
+        sys::spdk_json_write_end(w) != 0 || described != 0
+    };
+    let read = serde_json::from_slice(&text).ok();
+    read.filter(|_| !failed)
+}
+
 /// The value that SPDK parsed; null for a null pointer, as when a request has no parameters.
 ///
 /// # Errors

@@ -10,6 +10,7 @@
 //!                          gate     places at the kernel queue that AIO bdevs share
 //!                          flush    how a device is flushed, and what that is worth
 //!                          ended    how SPDK says that an I/O ended, and what is tried again
+//!                          zeros    which bdevs read zeros of what was unmapped
 //!                          poller · dma · thread · log · app
 //!                          sys      what bindgen read in spdk/bcache.h
 //! ```
@@ -35,3 +36,4 @@ pub mod poller;
 pub mod rpc;
 pub mod sys;
 pub mod thread;
+pub mod zeros;
