@@ -10,8 +10,9 @@
 //!   then ([`Shape`]), and lets the held I/O in. A channel that is made in between starts held.
 //! - A front has channels to all devices of its volume, or there is none: host I/O fails then, and each
 //!   tries to build one. A front that is there is closed before it is dropped, always.
-//! - A reset of the volume waits until nothing is in flight and touches no device: other volumes
-//!   and the cache's own metadata use the same ones.
+//! - A reset of the volume fails what is held, waits until nothing is in flight, and touches no device:
+//!   other volumes and the cache's own metadata use the same ones. So no I/O from before the reset
+//!   reaches a device after its answer.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -118,8 +119,8 @@ type SpdkFront = Front<SpdkLane>;
 /// What a step over all channels does with one, once nothing is in flight there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// Nothing more.
-    Drained,
+    /// What is held fails: a reset.
+    Reset,
     /// The front counts as busy no more: it holds all new I/O.
     Quiet,
     /// The new shape is taken on.
@@ -290,7 +291,8 @@ impl Channel {
                 break;
             };
             match next.then {
-                Then::Drained => {}
+                // What came since the step reached the channel.
+                Then::Reset => self.fail_held(),
                 Then::Quiet => self.be_quiet(),
                 Then::Resume if self.take_on_shape() => {}
                 Then::Resume => return,
@@ -304,6 +306,14 @@ impl Channel {
             // When this is the poller, its closure holds the channel until it returns.
             self.poller.take();
             self.volume.leave(self.busy.get());
+        }
+    }
+
+    /// Ends all host I/O that is held: it has touched nothing.
+    fn fail_held(&self) {
+        let held = self.held_ios.take();
+        while let Some(io) = held.pop() {
+            answer(io, sys::BCACHE_FAILED);
         }
     }
 
@@ -349,14 +359,14 @@ impl Channel {
         true
     }
 
-    /// Waits until nothing is in flight on any thread, and answers the reset.
+    /// Fails what is held, waits until nothing is in flight on any thread, and answers the reset.
     fn reset(&self, io: Io) {
         // SAFETY: the volume is registered as long as it has channels; the context is the I/O's
         // pointer, which stays until the reset is answered in `reset_done`.
         unsafe {
             sys::spdk_for_each_channel(
                 self.volume.io_device(),
-                Some(drain_each),
+                Some(reset_each),
                 io.into_raw().cast(),
                 Some(reset_done),
             );
@@ -382,10 +392,11 @@ unsafe fn channel_of<'a>(iter: *mut sys::spdk_io_channel_iter) -> &'a Channel {
     }
 }
 
-unsafe extern "C" fn drain_each(iter: *mut sys::spdk_io_channel_iter) {
+unsafe extern "C" fn reset_each(iter: *mut sys::spdk_io_channel_iter) {
     // SAFETY: SPDK calls this for each channel of the iteration, on the channel's thread.
     let channel = unsafe { channel_of(iter) };
-    let then = Then::Drained;
+    channel.fail_held();
+    let then = Then::Reset;
     channel.waiting.borrow_mut().push(Waiting { iter, then });
 }
 
