@@ -59,7 +59,7 @@
 //! point up is cut: who waits for space, for a sweep or for the journal waits on a notice that the
 //! lower side gives ([`task::Notify`]); replay only yields entries, which `set` inserts; how a
 //! superblock is marked dirty and which volumes are flushed before btree nodes are written comes
-//! down as a closure; and a failure deep down trips a latch ([`disk::Latch`]) that all look at.
+//! down as a trait ([`btree::Backings`]); and a failure deep down trips a latch ([`disk::Latch`]) that all look at.
 //! Below `spdk` and `sim` nothing knows a clock, a thread or a file, so the same engine runs in
 //! both worlds.
 //!

@@ -20,7 +20,7 @@ use spdk_bcache::format::superblock::{CacheMode, Super};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::front::Front;
 use spdk_bcache::request::lane::Outcome;
-use spdk_bcache::request::owner::{Mark, Volume};
+use spdk_bcache::request::owner::Volume;
 use spdk_bcache::request::volume::VolumeShared;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::set::cache::{CacheSet, read_super};
@@ -148,22 +148,22 @@ impl Engine {
         let backing = media.backings.get(i);
         let opened = backing.map(|medium| SimDisk::new(medium.clone(), self.sched.clone()));
         let disk: Option<Rc<dyn Disk>> = opened.clone().map(|disk| disk as Rc<dyn Disk>);
-        let mut mark: Mark = Box::new(|_| Box::pin(async { Ok(()) }));
-        let (inode, uuid, offset) = match backing.zip(disk.clone()) {
+        let (inode, uuid, offset, backing) = match backing.zip(disk.clone()) {
             Some((medium, disk)) => {
                 let sb = backing_super(&medium.bytes());
                 let inode = set.find_uuid(sb.uuid).expect("an entry of the volume");
-                mark = Backing::new(disk, sb.clone()).marker(set);
-                (inode, sb.uuid, Some(sb.data_offset))
+                let backing = Backing::new(disk, sb.clone());
+                (inode, sb.uuid, Some(sb.data_offset), Some(backing))
             }
             None => {
                 let table = set.uuids();
                 let flash = table.iter().position(|e| e.is_live() && e.is_flash_only());
                 let at = flash.expect("a volume on the flash");
-                (Inode(at as u32), table[at].uuid, None)
+                (Inode(at as u32), table[at].uuid, None, None)
             }
         };
-        let volume = set.owner.add_volume(inode, disk.zip(offset), true, mark);
+        let volume = set.add_volume(inode, backing.as_ref());
+        volume.unflushed.fronts_exchanged();
         let shared = Arc::new(VolumeShared::new(
             format!("volume{i}"),
             uuid,

@@ -20,6 +20,7 @@
 //! [`Runs::longest_deletion`]: super::runs::Runs::longest_deletion
 
 use super::nodes::{NodeId, Span};
+use super::remnants::Gathered;
 use super::{DELETE_SECTORS_MAX, Pos, Tree, key_of, vouch};
 use crate::disk::{Stopped, answers};
 use crate::format::bset;
@@ -38,6 +39,8 @@ pub(super) struct Append {
     pin: Option<JournalSeq>,
     /// Of a leaf: what the bytes say.
     keys: Vec<Key>,
+    /// Of a leaf.
+    gathered: Option<Gathered>,
 }
 
 /// How a leaf is written.
@@ -74,6 +77,7 @@ impl Tree {
         if !self.fits(node, encoded_bytes(&keys)) {
             return Plan::Rewrite;
         }
+        let gathered = self.remnants.borrow().gather(node.start, node.end);
         let pin = nodes.take_pending(id).pin;
         self.alloc.set_node_debt(nodes.debt());
         drop(nodes);
@@ -86,6 +90,7 @@ impl Tree {
         let mut append = self.append_of(id, &keys);
         append.pin = pin;
         append.keys = keys;
+        append.gathered = Some(gathered);
         Plan::Append(append)
     }
 
@@ -106,6 +111,7 @@ impl Tree {
             blocks,
             pin: None,
             keys: Vec::new(),
+            gathered: None,
         }
     }
 
@@ -234,6 +240,7 @@ impl Tree {
             let runs = &mut nodes.get_mut(append.id).runs;
             runs.append(&append.keys, append.blocks, &self.shape.geometry);
             drop(nodes);
+            self.deferred.borrow_mut().written.extend(append.gathered);
             if let Some(seq) = append.pin {
                 self.journal.unpin(seq);
             }

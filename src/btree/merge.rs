@@ -267,12 +267,15 @@ impl Tree {
             self.alloc.set_node_debt(nodes.debt());
             pins
         };
+        let gathered = self.remnants.borrow().gather(start, end);
         // Gathering the keys was a step, making nodes of them is another.
         yield_now().await;
         let new = self.write_new(0, start, end, parts).await?;
         self.replace(parent, ids.clone(), &new).await?;
         self.swap_leaves(&ids, &new, stale);
-        self.deferred.borrow_mut().pins.extend(pins);
+        let mut deferred = self.deferred.borrow_mut();
+        deferred.pins.extend(pins);
+        deferred.written.push(gathered);
         Ok(())
     }
 

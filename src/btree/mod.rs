@@ -20,18 +20,18 @@
 //! every range at least to the state of the last commit.
 
 mod append;
+mod backings;
 mod leaves;
 mod load;
 mod merge;
 mod nodes;
+mod remnants;
 mod runs;
 mod vouch;
 mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -44,8 +44,10 @@ use crate::rng::Rng;
 use crate::task::{Notify, Work, breathe, work, yield_now};
 use crate::units::{BucketNr, Gen, Inode, JournalSeq, Sector};
 
+pub use backings::{Backings, Failed, NoBackings};
 pub use load::LoadError;
 use nodes::{Marked, Nodes, Room, Span};
+use remnants::{Gathered, Remnants};
 use write::{Deferred, fill_bytes};
 
 /// A position in the order of keys.
@@ -79,10 +81,6 @@ struct Space {
     dirty_sectors: u64,
 }
 
-/// Flushes the backing devices that hold unflushed data of clean keys, and tells of which volumes
-/// that failed: their clean keys must not be written.
-pub type Barrier = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Inode>>>>>;
-
 /// The btree of a running set.
 pub struct Tree {
     disk: Rc<dyn Disk>,
@@ -98,7 +96,9 @@ pub struct Tree {
     nodes: RefCell<Nodes>,
     /// The map whose memory is freed next.
     reclaimed: Cell<Inode>,
-    barrier: RefCell<Option<Barrier>>,
+    backings: RefCell<Rc<dyn Backings>>,
+    /// What the disk may say beyond the map.
+    remnants: RefCell<Remnants>,
     /// What waits for the root in memory to be durable.
     deferred: RefCell<Deferred>,
     /// Buckets for the nodes of the step that the writer is in.
@@ -151,7 +151,8 @@ impl Tree {
             spaces: RefCell::default(),
             nodes: RefCell::new(Nodes::new(room)),
             reclaimed: Cell::new(Inode(0)),
-            barrier: RefCell::default(),
+            backings: RefCell::new(Rc::new(NoBackings)),
+            remnants: RefCell::default(),
             deferred: RefCell::default(),
             granted: RefCell::default(),
             work: Notify::default(),
@@ -162,9 +163,9 @@ impl Tree {
         })
     }
 
-    /// Sets what must be durable before clean keys are.
-    pub fn set_barrier(&self, barrier: Barrier) {
-        *self.barrier.borrow_mut() = Some(barrier);
+    /// Says whose data must be durable before clean keys are.
+    pub fn set_backings(&self, backings: Rc<dyn Backings>) {
+        *self.backings.borrow_mut() = backings;
     }
 
     /// The readers' side of a volume's map.
@@ -230,9 +231,39 @@ impl Tree {
     }
 
     /// Whether a pointer means nothing any more, nor would after a crash: its bucket was given away, and
-    /// that is so on disk too.
+    /// that is so on disk too. Another pointer for the same range may come back all the same: ask
+    /// [`may_come_back`](Self::may_come_back).
     pub fn is_stale_for_good(&self, extent: &Extent) -> bool {
         !self.is_fresh(extent) && !self.alloc.is_invalid_in_memory_only(extent)
+    }
+
+    /// Whether a crash may bring back a key in a range, of this map or an older one: then a deletion
+    /// must be durable before anything relies on the range not being cached. See [`remnants`].
+    pub fn may_come_back(&self, inode: Inode, start: Sector, end: Sector) -> bool {
+        if self.remnants.borrow().first_in(inode, start, end).is_some() {
+            return true;
+        }
+        let mut found = false;
+        self.scan(inode, start, end, &mut |e| {
+            found = !self.is_stale_for_good(&e);
+            !found
+        });
+        found
+    }
+
+    /// Leaves were written, in a tree whose root is durable: what the disk says of them is known again
+    /// once the journal is replayed from behind.
+    fn leaves_written(&self, written: &[Gathered]) {
+        let (open, mut remnants) = (self.journal.window().1, self.remnants.borrow_mut());
+        for leaves in written {
+            remnants.written(leaves, open);
+        }
+        remnants.replayed_from(self.journal.replayed_from());
+    }
+
+    /// Whether clean data may be moved now: what the disk says of them must be remembered.
+    pub fn may_move_clean(&self) -> bool {
+        self.remnants.borrow().has_room()
     }
 
     /// What covers a sector; a stale extent is reported like any other.
@@ -269,8 +300,9 @@ impl Tree {
     pub fn insert(&self, inode: Inode, extent: Extent) -> Result<(), JournalFull> {
         let key = key_of(inode, &extent);
         let seq = self.journal.add(&key).ok_or(JournalFull)?;
-        let grown = self.apply(inode, extent);
-        self.mark(Span::of(inode, &extent), Some(seq), grown);
+        let (grown, span) = (self.apply(inode, extent), Span::of(inode, &extent));
+        self.remnants.borrow_mut().cover(span);
+        self.mark(span, Some(seq), grown);
         Ok(())
     }
 
@@ -311,8 +343,8 @@ impl Tree {
         })
     }
 
-    /// Removes what the index has in a range, a bounded part of it a step, each part with its
-    /// deletion in the journal. What is dirty is kept when `keep_dirty` says so.
+    /// Removes what the map has in a range and what may come back there, a bounded part of it a step,
+    /// each part with its deletion in the journal. What is dirty is kept when `keep_dirty` says so.
     pub async fn delete(
         &self,
         inode: Inode,
@@ -323,27 +355,7 @@ impl Tree {
         let mut at = start;
         while at < end {
             breathe().await;
-            let mut runs: Vec<(Sector, Sector)> = Vec::new();
-            let (mut next, mut looked) = (end, 0);
-            self.scan(inode, at, end, &mut |e| {
-                if runs.len() == 64 || looked == DELETE_EXTENTS {
-                    next = e.start;
-                    return false;
-                }
-                looked += 1;
-                if keep_dirty && e.dirty && self.is_fresh(&e) {
-                    return true;
-                }
-                let (from, to) = (e.start.max(at), e.end().min(end));
-                match runs.last_mut() {
-                    Some(run) if run.1 == from && to.0 - run.0.0 <= DELETE_SECTORS_MAX => {
-                        run.1 = to;
-                    }
-                    _ => runs.push((from, to)),
-                }
-                true
-            });
-            work(Work::Keys, looked);
+            let (runs, next) = self.deletions_of(inode, at, end, keep_dirty);
             for &(from, to) in &runs {
                 self.delete_run(inode, from, to).await?;
             }
@@ -352,7 +364,48 @@ impl Tree {
                 yield_now().await;
             }
         }
+        // None lies under dirty data: their keys are journalled.
+        loop {
+            let left = self.remnants.borrow().first_in(inode, start, end);
+            let Some((from, to)) = left else { break };
+            let to = to.min(from + DELETE_SECTORS_MAX);
+            self.delete_run(inode, from, to).await?;
+            yield_now().await;
+        }
         Ok(())
+    }
+
+    /// The ranges of the next deletions behind `at`, and where to go on. What nothing is in between
+    /// two extents is deleted with them.
+    fn deletions_of(
+        &self,
+        inode: Inode,
+        at: Sector,
+        end: Sector,
+        keep_dirty: bool,
+    ) -> (Vec<(Sector, Sector)>, Sector) {
+        let mut runs: Vec<(Sector, Sector)> = Vec::new();
+        let (mut next, mut looked, mut joins) = (end, 0, false);
+        self.scan(inode, at, end, &mut |e| {
+            if runs.len() == 64 || looked == DELETE_EXTENTS {
+                next = e.start;
+                return false;
+            }
+            looked += 1;
+            if keep_dirty && e.dirty && self.is_fresh(&e) {
+                joins = false;
+                return true;
+            }
+            let (from, to) = (e.start.max(at), e.end().min(end));
+            match runs.last_mut() {
+                Some(run) if joins && to.0 - run.0.0 <= DELETE_SECTORS_MAX => run.1 = to,
+                _ => runs.push((from, to)),
+            }
+            joins = true;
+            true
+        });
+        work(Work::Keys, looked);
+        (runs, next)
     }
 
     async fn delete_run(&self, inode: Inode, start: Sector, end: Sector) -> Result<(), Stopped> {
@@ -378,7 +431,9 @@ impl Tree {
         };
         let seq = self.journal.add(&key).ok_or(JournalFull)?;
         let grown = self.remove_counted(inode, start, end);
-        self.mark(Span { inode, start, end }, Some(seq), grown);
+        let span = Span { inode, start, end };
+        self.remnants.borrow_mut().cover(span);
+        self.mark(span, Some(seq), grown);
         Ok(())
     }
 
@@ -460,7 +515,8 @@ impl Tree {
     }
 
     /// Makes keys that are still as `extent` says point to a copy of its data at `at`, in a bucket
-    /// that the caller has pinned. Returns how many sectors those are.
+    /// that the caller has pinned. Returns how many sectors those are. Clean ones stay where they are
+    /// while [`may_move_clean`](Self::may_move_clean) says no.
     ///
     /// # Errors
     /// [`JournalFull`]: some pieces may point there by then; call again.
@@ -477,8 +533,11 @@ impl Tree {
             piece.generation = generation;
             if piece.dirty {
                 self.insert(inode, piece)?;
-            } else {
+            } else if self.may_move_clean() {
+                self.remnants.borrow_mut().record(Span::of(inode, &piece));
                 self.insert_unlogged(inode, piece);
+            } else {
+                continue;
             }
             moved += u64::from(piece.sectors);
         }

@@ -21,6 +21,7 @@ use std::rc::Rc;
 
 use super::append::Plan;
 use super::nodes::{Node, NodeId, Span};
+use super::remnants::Gathered;
 use super::runs::Runs;
 use super::{Pos, Tree, key_of, vouch};
 use crate::disk::{IoError, Stopped, answers};
@@ -45,6 +46,8 @@ pub(super) struct Deferred {
     pub(super) pins: Vec<JournalSeq>,
     /// Clean extents that were not written, because what they say was not durable: later.
     pub(super) unvouched: Vec<Span>,
+    /// Leaves that were written.
+    pub(super) written: Vec<Gathered>,
 }
 
 /// A child that its parent is about to lose.
@@ -213,6 +216,7 @@ impl Tree {
         for span in done.unvouched {
             self.mark(span, None, 0);
         }
+        self.leaves_written(&done.written);
         Ok(())
     }
 
@@ -275,10 +279,7 @@ impl Tree {
     /// keys of leaves (`speaks_of_data`), on the backing devices what clean keys claim to be there.
     /// Returns the volumes whose backing devices failed to: their clean keys are not to be written.
     pub(super) async fn flush_data(&self, speaks_of_data: bool) -> Result<Vec<Inode>, Stopped> {
-        let backing = match &*self.barrier.borrow() {
-            Some(barrier) if speaks_of_data => Some(barrier()),
-            _ => None,
-        };
+        let backing = speaks_of_data.then(|| self.backings.borrow().flush());
         let cache = self.disk.flush();
         let failed = match backing {
             Some(backing) => backing.await,

@@ -10,7 +10,7 @@
 //!
 //! A key of dirty data is journalled, and an entry is durable only with all that was written before
 //! it. A key of clean data is not: the backing device may not have flushed them yet, and a crash may
-//! forget them.
+//! forget them. The tree remembers that the disk may still name the place they came from.
 //!
 //! Targets are buckets that only moves may take, and each pass frees more than it takes, so full
 //! volumes without a backing device never bring the cache to a halt while they leave it some room.
@@ -182,7 +182,7 @@ impl Mover {
                 return false;
             }
             looked += 1;
-            let wanted = e.dirty || !thin.dirty_only;
+            let wanted = e.dirty || !thin.dirty_only && self.tree.may_move_clean();
             if wanted && thin.contains(gens.bucket_of(e.at)) && self.tree.is_fresh(&e) {
                 sectors += u64::from(e.sectors);
                 batch.push(e);

@@ -290,6 +290,11 @@ impl Journal {
         s.place.is_none() && s.ring.place_meta(s.last_seq()).is_none()
     }
 
+    /// The first entry that a crash now would have replayed.
+    pub fn replayed_from(&self) -> JournalSeq {
+        self.state.borrow().ring.durable_last
+    }
+
     /// Waits for the next entry to be durable.
     pub fn entry_written(&self) -> impl Future<Output = ()> + '_ {
         self.progress.wait()

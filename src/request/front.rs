@@ -484,9 +484,9 @@ impl<L: Lane> Front<L> {
                 }
                 self.write_backing(io, Phase::Through);
             }
-            (Verdict::Go { flush }, kind) => {
+            (Verdict::Go { flush }, _) => {
                 io.phase.set(Phase::Through);
-                io.flush_after.set(flush && kind == Kind::WriteZeroes);
+                io.flush_after.set(flush);
                 self.clear_backing(io);
             }
         }

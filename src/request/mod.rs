@@ -23,12 +23,16 @@
 //! Rules that keep stale bytes out, all enforced by the owner ([`owner`]):
 //! - A through write holds its range: no dirty extent enters it, and no write-back, until it ends.
 //! - Before it touches the backing device, every extent in its range is deleted from the map, and
-//!   the deletion is durable.
+//!   the deletion is durable. There is nothing to delete where no crash could bring a key back; that
+//!   is asked of [`crate::btree::Tree::may_come_back`], not of the map.
 //! - A fill is dropped if anything in its range changed since the read looked the range up, or a
 //!   through write is in it ([`conflict::Versions`]).
-//! - A range with dirty data, or with write-back in flight, is never written through. Two exceptions,
-//!   zeroes and data that the cache device did not take (a *rescue*), go under the dirty data: they
-//!   are flushed on the backing device before the map forgets what lies over them.
+//! - A range with dirty data, or with write-back in flight, is never written through. Three
+//!   exceptions go under the dirty data: zeroes, data that the cache device did not take (a *rescue*),
+//!   and a discard where the backing device surely reads as zeros what is discarded. They are flushed
+//!   on the backing device, then the map forgets durably what lies over them, then the host has its
+//!   answer. Any other discard leaves dirty data as they are: were they forgotten, the older data
+//!   under them might come up.
 
 pub mod admit;
 pub mod conflict;
@@ -39,6 +43,7 @@ pub mod msg;
 pub mod owner;
 pub mod space;
 pub mod trouble;
+pub mod unflushed;
 pub mod volume;
 
 use std::cell::Cell;

@@ -42,13 +42,6 @@ pub enum Through {
     Rescue,
 }
 
-impl Through {
-    /// Whether it goes under dirty data, which are forgotten once it is durable.
-    pub fn is_over_dirty(self) -> bool {
-        matches!(self, Through::Zeroes | Through::Rescue)
-    }
-}
-
 /// One such write, as its front tells of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Passage {

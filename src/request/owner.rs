@@ -14,7 +14,7 @@ mod intake;
 mod through;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,13 +25,14 @@ use intake::{FrontEnd, Turn};
 use super::conflict::{Ranges, Versions};
 use super::msg::{Message, Reply};
 use super::trouble::Health;
+use super::unflushed::Unflushed;
 use super::volume::{Attached, SetShared};
-use crate::btree::{JournalFull, Tree};
-use crate::disk::{Disk, DoneFuture, IoError, Latch};
+use crate::btree::{Backings, JournalFull, Tree};
+use crate::disk::{Disk, IoError, Latch};
 use crate::index::Extent;
 use crate::options::VolumeOption;
 use crate::stats::Counter;
-use crate::task::{Executor, Lock, Notify, Work, work};
+use crate::task::{Executor, Notify, Work, either, work};
 use crate::units::{Inode, Sector};
 
 /// How often it is looked whether nothing of a volume is under way any more: 0.1 ms. A device that
@@ -42,39 +43,49 @@ const MESSAGES_A_POLL: usize = 512;
 /// Dirty data in percent of the cache above which writes go past it; the kernel's limit.
 const DIRTY_PERCENT_MAX: u64 = 70;
 
-/// Makes the superblock of a backing device say dirty (true) or clean, durably; one after the other.
-pub type Mark = Box<dyn Fn(bool) -> DoneFuture>;
-
 /// Dirty data that write-back leaves alone unless told otherwise, as in the kernel.
 pub const WRITEBACK_PERCENT: u64 = VolumeOption::WritebackPercent.number();
 
+/// Names a volume of a running set for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeId(u64);
+
+/// A backing device as it comes with a volume.
+pub struct Attachment {
+    /// The device.
+    pub disk: Rc<dyn Disk>,
+    /// Whether its superblock says dirty, durably, and is not being made to say anything else: data
+    /// may become dirty. Changed by what is behind [`Backings`] alone.
+    pub says_dirty: Rc<Cell<bool>>,
+}
+
 /// A volume as its owner sees it.
 pub struct Volume {
-    /// Its number among the set's volumes.
+    /// Its number among those of the set that have fronts: another volume's, once it is removed.
     pub number: u32,
+    /// No other volume ever has it while the set runs.
+    pub id: VolumeId,
+    removed: Cell<bool>,
     /// Under which its keys stand.
     pub inode: Inode,
-    /// The backing device, and the sector where the data begin.
-    pub backing: Option<(Rc<dyn Disk>, Sector)>,
-    /// The superblock on the backing device says dirty, or there is none.
-    pub marked_dirty: Cell<bool>,
-    /// What the superblock says is not known: it could not be written.
-    mark_failed: Cell<bool>,
-    mark: Mark,
+    /// The backing device.
+    pub backing: Option<Rc<dyn Disk>>,
+    /// See [`Attachment::says_dirty`].
+    says_dirty: Rc<Cell<bool>>,
+    /// Its superblock is being made to say dirty.
     marking: Cell<bool>,
     unmarked: RefCell<Vec<Message>>,
     changes: Arc<AtomicU64>,
     versions: RefCell<Versions>,
-    /// Counts what may have been written to the backing device besides write-back.
-    written_through: Cell<u64>,
-    /// How much of that a flush of the backing device has covered.
-    flushed_through: Cell<u64>,
-    flushing: Lock,
+    /// What the backing device may still lose.
+    pub unflushed: Rc<Unflushed>,
     /// The volume is about to leave the set: nothing may become dirty any more. A write over dirty
     /// data waits until they are written back.
     leaving: Cell<bool>,
     /// Ranges that through writes hold. Bounded by the host I/Os in flight.
     pub(super) throughs: RefCell<Ranges>,
+    /// Where ranges begin that through writes hold which go under dirty data.
+    under_dirty: RefCell<BTreeSet<Sector>>,
     /// Ranges that write-back is writing: those of a round.
     writing_back: RefCell<Ranges>,
     /// Fills that came to nothing.
@@ -93,6 +104,11 @@ impl Volume {
         self.writing_back.borrow().overlaps(start, end)
     }
 
+    /// Whether it was removed from its set.
+    pub fn is_removed(&self) -> bool {
+        self.removed.get()
+    }
+
     /// Whether the volume is still about to leave.
     pub fn is_leaving(&self) -> bool {
         self.leaving.get()
@@ -106,42 +122,19 @@ impl Volume {
         self.activity.set(self.activity.get() + 1);
     }
 
-    /// Makes the superblock say clean. There must be no dirty data; what becomes dirty meanwhile
-    /// waits until it says dirty again.
-    pub async fn mark_clean(&self) -> Result<(), IoError> {
-        self.marked_dirty.set(false);
-        let done = (self.mark)(false).await;
-        self.mark_failed.set(done.is_err());
-        done
-    }
-
-    /// Whether the superblock surely says clean.
-    pub fn is_marked_clean(&self) -> bool {
-        !self.marked_dirty.get() && !self.mark_failed.get()
-    }
-
-    /// Whether the backing device may hold writes that are not durable.
-    pub fn needs_flush(&self) -> bool {
-        self.flushed_through.get() < self.written_through.get()
-    }
-
-    /// Makes durable all through writes that have ended.
+    /// Makes durable all writes to the backing device that have ended.
+    ///
+    /// # Errors
+    /// The device failed.
     pub async fn flush_backing(&self) -> Result<(), IoError> {
-        let Some((disk, _)) = &self.backing else {
-            return Ok(());
-        };
-        let upto = self.written_through.get();
-        if self.flushed_through.get() >= upto {
-            return Ok(());
+        match &self.backing {
+            Some(disk) => self.unflushed.flush(|| disk.flush()).await,
+            None => Ok(()),
         }
-        let _turn = self.flushing.lock().await;
-        if self.flushed_through.get() >= upto {
-            return Ok(());
-        }
-        let covers = self.written_through.get();
-        disk.flush().await?;
-        self.flushed_through.set(covers);
-        Ok(())
+    }
+
+    fn needs_flush(&self) -> bool {
+        self.backing.is_some() && self.unflushed.needs_flush()
     }
 }
 
@@ -151,11 +144,14 @@ pub struct Owner {
     pub set: Arc<SetShared>,
     /// The map.
     pub tree: Rc<Tree>,
+    /// The volumes' backing devices.
+    pub backings: Rc<dyn Backings>,
     exec: Executor,
     pub(super) latch: Rc<Latch>,
     /// The errors of the cache device.
     pub health: Health,
     volumes: RefCell<Vec<Option<Rc<Volume>>>>,
+    next_id: Cell<u64>,
     fronts: RefCell<Vec<Option<FrontEnd>>>,
     /// Whose messages are handled.
     turn: Cell<Turn>,
@@ -179,14 +175,23 @@ pub struct Owner {
 
 impl Owner {
     /// The owner of a set without volumes.
-    pub fn new(set: Arc<SetShared>, tree: Rc<Tree>, exec: Executor, latch: Rc<Latch>) -> Rc<Owner> {
+    pub fn new(
+        set: Arc<SetShared>,
+        tree: Rc<Tree>,
+        backings: Rc<dyn Backings>,
+        exec: Executor,
+        latch: Rc<Latch>,
+    ) -> Rc<Owner> {
+        tree.set_backings(backings.clone());
         Rc::new(Owner {
             set,
             tree,
+            backings,
             exec,
             latch,
             health: Health::default(),
             volumes: RefCell::default(),
+            next_id: Cell::new(0),
             fronts: RefCell::default(),
             turn: Cell::new(Turn::of(0)),
             parked: RefCell::default(),
@@ -201,37 +206,35 @@ impl Owner {
         })
     }
 
-    /// Adds a volume.
-    pub fn add_volume(
-        &self,
-        inode: Inode,
-        backing: Option<(Rc<dyn Disk>, Sector)>,
-        marked_dirty: bool,
-        mark: Mark,
-    ) -> Rc<Volume> {
+    /// Adds a volume; one without a backing device has all its data on the cache device.
+    pub fn add_volume(&self, inode: Inode, backing: Option<Attachment>) -> Rc<Volume> {
+        let (backing, says_dirty) = match backing {
+            Some(backing) => (Some(backing.disk), backing.says_dirty),
+            None => (None, Rc::new(Cell::new(true))),
+        };
         let mut volumes = self.volumes.borrow_mut();
         let free = volumes.iter().position(Option::is_none);
         let number = free.unwrap_or(volumes.len());
         if number == volumes.len() {
             volumes.push(None);
         }
+        let id = VolumeId(self.next_id.get());
+        self.next_id.set(id.0 + 1);
         let volume = Rc::new(Volume {
             number: number as u32,
+            id,
+            removed: Cell::new(false),
             inode,
             backing,
-            marked_dirty: Cell::new(marked_dirty),
-            mark_failed: Cell::new(false),
-            mark,
+            says_dirty,
             marking: Cell::new(false),
             unmarked: RefCell::default(),
             changes: Arc::new(AtomicU64::new(1)),
             versions: RefCell::default(),
-            // What an earlier run of ours wrote may not be durable yet.
-            written_through: Cell::new(1),
-            flushed_through: Cell::new(0),
-            flushing: Lock::default(),
+            unflushed: Rc::default(),
             leaving: Cell::new(false),
             throughs: RefCell::default(),
+            under_dirty: RefCell::default(),
             writing_back: RefCell::default(),
             collisions: Counter::default(),
             activity: Cell::new(0),
@@ -254,6 +257,7 @@ impl Owner {
 
     /// Forgets a volume that no front serves any more.
     pub fn remove_volume(&self, volume: &Volume) {
+        volume.removed.set(true);
         self.volumes.borrow_mut()[volume.number as usize] = None;
     }
 
@@ -270,7 +274,8 @@ impl Owner {
             if quiet {
                 return;
             }
-            self.exec.sleep_us(SETTLED_LOOK_US).await;
+            // Time must go on: what is under way may wait for a device.
+            either(self.released.wait(), self.exec.sleep_us(SETTLED_LOOK_US)).await;
         }
     }
 
@@ -431,7 +436,7 @@ impl Owner {
             return self.reply(front, Reply::Inserted { token, ok: false });
         }
         let volume = self.volume(number);
-        if !volume.marked_dirty.get() {
+        if !volume.says_dirty.get() {
             self.keep(message, |m| volume.unmarked.borrow_mut().push(m));
             return self.mark_dirty(volume);
         }
@@ -472,15 +477,12 @@ impl Owner {
         }
         let owner = self.clone();
         self.spawn(async move {
-            let done = (volume.mark)(true).await;
+            let done = owner.backings.mark_dirty(volume.inode).await;
             volume.marking.set(false);
-            volume.mark_failed.set(done.is_err());
             let waiting = volume.unmarked.take();
             match done {
-                Ok(()) => {
-                    volume.marked_dirty.set(true);
-                    owner.retried.borrow_mut().extend(waiting);
-                }
+                // Those that come too late, because it is to say clean again, wait again.
+                Ok(()) => owner.retried.borrow_mut().extend(waiting),
                 Err(why) => {
                     log::error!("a backing device could not be marked dirty: {why}");
                     for message in waiting {
@@ -509,7 +511,7 @@ impl Owner {
         if self.latch.check().is_ok() && self.tree.is_fresh(&extent) {
             let volume = self.volume(number);
             // From here on the backing device must be flushed before the key is written.
-            volume.written_through.set(volume.written_through.get() + 1);
+            volume.unflushed.wrote();
             self.tree.insert_unlogged(volume.inode, extent);
         }
     }
@@ -575,8 +577,10 @@ impl Owner {
     fn discard(self: &Rc<Self>, front: u32, token: u64, number: u32, start: Sector, end: Sector) {
         let (owner, volume) = (self.clone(), self.volume(number));
         self.spawn(async move {
-            let done = owner.tree.delete(volume.inode, start, end, false).await;
-            let ok = done.is_ok();
+            let ok = owner
+                .delete_durably(&volume, start, end, false)
+                .await
+                .is_ok();
             volume.changed(start, end);
             owner.reply(front, Reply::Ended { token, ok });
         });

@@ -11,10 +11,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::backings::SetBackings;
 use super::error::SetError;
 use super::host::Host;
 use super::job::Job;
 use super::options::OnError;
+use super::volume::Backing;
 use crate::alloc::gens::Gens;
 use crate::alloc::{Alloc, Purpose, Use, prios};
 use crate::btree::Tree;
@@ -34,7 +36,7 @@ use crate::journal::{Journal, Roots, Shape, Start};
 use crate::limits::{
     INITIAL_PRIO, MIN_JOURNAL_BLOCKS, journal_buckets, meta_bucket_bytes, meta_bucket_sectors,
 };
-use crate::request::owner::Owner;
+use crate::request::owner::{self, Owner};
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
 use crate::task::{Executor, Work, breathe, either, work};
@@ -66,6 +68,7 @@ pub struct CacheSet {
     pub alloc: Rc<Alloc>,
     /// The map.
     pub tree: Rc<Tree>,
+    backings: Rc<SetBackings>,
     /// The owner of its volumes.
     pub owner: Rc<Owner>,
     /// Its write-back.
@@ -412,34 +415,16 @@ impl CacheSet {
         uuids: usize,
     ) -> Rc<CacheSet> {
         let shared = SetShared::new(engine.gens.clone(), tree.domain(), sb.bucket_sectors);
+        let backings = SetBackings::new(sb.set_uuid, &tree);
         let owner = Owner::new(
             Arc::new(shared),
             tree.clone(),
+            backings.clone(),
             engine.exec.clone(),
             engine.latch.clone(),
         );
         let writeback = Writeback::new(owner.clone(), engine.exec.clone(), engine.latch.clone());
         let mover = Mover::new(tree.clone(), engine.latch.clone(), engine.exec.clone());
-        let barrier_owner = Rc::downgrade(&owner);
-        tree.set_barrier(Box::new(move || {
-            let volumes = barrier_owner
-                .upgrade()
-                .map(|owner| owner.volumes())
-                .unwrap_or_default();
-            Box::pin(async move {
-                let mut failed = Vec::new();
-                for volume in volumes {
-                    if let Err(why) = volume.flush_backing().await {
-                        log::warn!(
-                            "the backing device of volume {} was not flushed: {why}",
-                            volume.number
-                        );
-                        failed.push(volume.inode);
-                    }
-                }
-                failed
-            })
-        }));
         Rc::new(CacheSet {
             disk: engine.disk,
             superblock: RefCell::new(sb),
@@ -448,6 +433,7 @@ impl CacheSet {
             journal,
             alloc,
             tree,
+            backings,
             owner,
             writeback,
             on_error: Cell::default(),
@@ -517,6 +503,31 @@ impl CacheSet {
     /// Whether [`stop`](Self::stop) has been called.
     pub fn is_stopped(&self) -> bool {
         self.stopped.get()
+    }
+
+    /// Brings up a volume of an inode of this set; without a backing device it has all its data on
+    /// the cache device.
+    pub fn add_volume(&self, inode: Inode, backing: Option<&Rc<Backing>>) -> Rc<owner::Volume> {
+        let attachment = backing.map(|backing| backing.attachment());
+        let volume = self.owner.add_volume(inode, attachment);
+        if let Some(backing) = backing {
+            let unflushed = volume.unflushed.clone();
+            self.backings.add(inode, backing.clone(), unflushed);
+        }
+        volume
+    }
+
+    /// Forgets a volume of which no host I/O is under way.
+    pub fn drop_volume(&self, volume: &owner::Volume) {
+        self.backings.remove(volume.inode);
+        self.owner.remove_volume(volume);
+    }
+
+    /// As [`drop_volume`](Self::drop_volume); its backing device is held by nothing of the set's when
+    /// this is done.
+    pub async fn remove_volume(&self, volume: &owner::Volume) {
+        self.drop_volume(volume);
+        self.writeback.left(volume).await;
     }
 
     // --- uuids ---

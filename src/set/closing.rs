@@ -101,7 +101,9 @@ impl Hub {
                     log::warn!("{}: {error}", volume.name);
                 }
             }
-            link.set.owner.remove_volume(&link.volume);
+            link.set.remove_volume(&link.volume).await;
+            // The task of a flush request ends now that the volume is gone.
+            volume.flushing.ended().await;
             volume.link.take();
         }
         let mut volumes = self.volumes.borrow_mut();

@@ -195,12 +195,8 @@ impl Hub {
             link: link.clone(),
             around: around.clone(),
         };
-        let cache = Some(link.set.disk.clone());
-        if let Err(error) = self.host.replace(around.clone(), cache).await {
-            stay(volume, &leaving);
-            return Err(SetError::Io(name.clone(), error));
-        }
-        *volume.shared.borrow_mut() = Some(around);
+        let exchanged = self.exchange_fronts(volume, around, Some(&link)).await;
+        exchanged.inspect_err(|_| stay(volume, &leaving))?;
         if beyond > 0 {
             let dropped = drop_beyond(&link.set, inode, end).await;
             dropped.inspect_err(|_| stay(volume, &leaving))?;
@@ -249,8 +245,14 @@ impl Hub {
         _turn: Turn,
     ) -> Result<(), SetError> {
         let backing = volume.backing.as_ref().expect("it was looked at");
-        // Durable while the keys still hold.
-        if let Err(error) = backing.change(leave).await {
+        // Durable while the keys still hold. Data that became dirty before its turn came stay with the
+        // set, and the volume too.
+        let is_clean = || link.volume.is_leaving() && volume.dirty_bytes() == 0;
+        let left = match backing.change_if(is_clean, leave).await {
+            Ok(false) => Err(IoError::Failed),
+            done => done.map(|_| ()),
+        };
+        if let Err(error) = left {
             let around = volume.shared.borrow().clone();
             if let Some(around) = around {
                 let link = link.clone();
@@ -261,7 +263,7 @@ impl Hub {
         volume.link.take();
         self.reshape(volume).await?;
         link.set.owner.settled(&link.volume).await;
-        link.set.owner.remove_volume(&link.volume);
+        link.set.remove_volume(&link.volume).await;
         let (inode, now_s) = (link.volume.inode, self.host.now_s());
         link.set
             .change_uuids(|table| table[inode.0 as usize].invalidate(now_s))

@@ -16,7 +16,7 @@ use super::join::leave;
 use super::options::OnError;
 use super::turns::Place;
 use super::volume::Volume;
-use crate::format::superblock::BackingState;
+use crate::format::superblock::{BackingState, BackingSuper};
 
 impl Hub {
     /// Looks after a set that has just been started, until it ends.
@@ -56,20 +56,18 @@ impl Hub {
         else {
             return Err(SetError::Busy("it lives on the set alone".into()));
         };
-        if volume.dirty_bytes() > 0 {
+        let go = |sb: &mut BackingSuper| match sb.state() {
+            BackingState::Dirty => sb.set_state(BackingState::Stale),
+            _ => leave(sb),
+        };
+        let gone = backing.change_if(|| volume.dirty_bytes() == 0, go).await;
+        if !gone.map_err(|e| SetError::Io(backing.disk.name(), e))? {
             return Err(SetError::Dirty(backing.disk.name()));
         }
-        backing
-            .change(|sb| match sb.state() {
-                BackingState::Dirty => sb.set_state(BackingState::Stale),
-                _ => leave(sb),
-            })
-            .await
-            .map_err(|e| SetError::Io(backing.disk.name(), e))?;
         volume.link.take();
         self.reshape(volume).await?;
         link.set.owner.settled(&link.volume).await;
-        link.set.owner.remove_volume(&link.volume);
+        link.set.remove_volume(&link.volume).await;
         log::warn!("volume {} goes on without a cache", volume.name);
         Ok(())
     }

@@ -10,6 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use super::cache::CacheSet;
 use super::claims::Claims;
@@ -18,10 +19,11 @@ use super::host::Host;
 use super::identity::LeftAlone;
 use super::options::Later;
 use super::turns::{Place, Turns};
-use super::volume::Volume;
+use super::volume::{Link, Volume};
 use super::waiting::Waits;
 use crate::disk::Disk;
 use crate::format::superblock::CacheMode;
+use crate::request::volume::VolumeShared;
 use crate::stats::TICK_S;
 use crate::task::{Executor, Notify, either, measured};
 use crate::units::Uuid;
@@ -186,7 +188,7 @@ impl Hub {
     pub(super) fn expose(
         &self,
         volume: &Rc<Volume>,
-        shared: std::sync::Arc<crate::request::volume::VolumeShared>,
+        shared: Arc<VolumeShared>,
     ) -> Result<(), SetError> {
         let link = volume.link.borrow().clone();
         let backing = volume.backing.as_ref().map(|b| b.disk.clone());
@@ -197,12 +199,15 @@ impl Hub {
         };
         if let Err(errno) = done {
             if let Some(link) = volume.link.take() {
-                link.set.owner.remove_volume(&link.volume);
+                link.set.drop_volume(&link.volume);
             }
             return Err(match errno {
                 17 => SetError::NameTaken(volume.name.clone()),
                 _ => SetError::Register(volume.name.clone(), errno),
             });
+        }
+        if let Some(link) = link {
+            link.volume.unflushed.fronts_exchanged();
         }
         *volume.shared.borrow_mut() = Some(shared);
         if volume.name == volume.wanted_name() {
@@ -222,9 +227,26 @@ impl Hub {
     pub(super) async fn reshape(&self, volume: &Rc<Volume>) -> Result<(), SetError> {
         let link = volume.link.borrow().clone();
         let shared = volume.view(link.as_ref(), 0);
+        self.exchange_fronts(volume, shared, link.as_ref()).await
+    }
+
+    /// Exchanges the fronts of a volume for those of another shape: the one place in which the way
+    /// of host I/O that is under way changes. What the old fronts wrote counts as unflushed then.
+    ///
+    /// # Errors
+    /// The host could not; the old fronts go on.
+    pub(super) async fn exchange_fronts(
+        &self,
+        volume: &Volume,
+        shared: Arc<VolumeShared>,
+        link: Option<&Link>,
+    ) -> Result<(), SetError> {
         let cache = link.map(|l| l.set.disk.clone());
         let done = self.host.replace(shared.clone(), cache).await;
         done.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+        if let Some(link) = link {
+            link.volume.unflushed.fronts_exchanged();
+        }
         *volume.shared.borrow_mut() = Some(shared);
         Ok(())
     }
@@ -282,7 +304,10 @@ impl Hub {
                 None => Err(SetError::Busy("it was cancelled".into())),
             };
             if let Err(error) = run.end(done) {
-                log::error!("flush of {}: {error}", volume.name);
+                match link.volume.is_removed() {
+                    true => log::info!("flush of {} ends: it was taken away", volume.name),
+                    false => log::error!("flush of {}: {error}", volume.name),
+                }
             }
         });
         Ok(())

@@ -14,14 +14,14 @@ use super::hub::Hub;
 use super::identity::dirty_beyond;
 use super::register::RegisterAs;
 use super::turns::Place;
-use super::volume::{Backing, Link, Volume};
+use super::volume::{self, Backing, Link, Volume};
 use crate::format::superblock::{BackingState, BackingSuper, RanOn};
 use crate::format::uuids::UuidEntry;
 use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
 /// Whether a superblock says that the keys in this set hold.
 fn is_member(sb: &BackingSuper, set: &CacheSet) -> bool {
-    sb.set_uuid == set.set_uuid() && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
+    volume::is_member(sb, set.set_uuid())
 }
 
 /// The sequence number that the set has seen, where the superblock of a member has a lower one: it
@@ -110,7 +110,8 @@ impl Hub {
         }
         let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
         let noted = sb.ran_on().as_ref() == Some(&note);
-        if !(kept && noted && sb.state() == BackingState::Dirty) {
+        let says_dirty = sb.state() == BackingState::Dirty && !backing.is_in_doubt();
+        if !(kept && noted && says_dirty) {
             let dirty = set.tree.dirty_sectors(inode) > 0;
             if kept && dirty && sb.state() == BackingState::Clean {
                 log::warn!(
@@ -133,13 +134,7 @@ impl Hub {
         if kept {
             self.note_return(set, inode, &backing).await;
         }
-        let marked = backing.superblock().state() == BackingState::Dirty;
-        let owned = set.owner.add_volume(
-            inode,
-            Some((backing.watched.clone(), sb.data_offset)),
-            marked,
-            backing.marker(set),
-        );
+        let owned = set.add_volume(inode, Some(&backing));
         *volume.link.borrow_mut() = Some(Link {
             set: set.clone(),
             volume: owned,

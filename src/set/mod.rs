@@ -7,6 +7,7 @@
 //! becomes of volumes when their cache device fails, [`mod@format`] makes devices of bcache's and tells
 //! what a device holds; [`host`] is what they ask of the world.
 
+pub mod backings;
 pub mod cache;
 mod claims;
 mod closing;

@@ -321,8 +321,7 @@ impl Hub {
         }
         let volume = Volume::new(name.clone(), entry.uuid, None);
         *volume.reason.borrow_mut() = reason;
-        let mark: crate::request::owner::Mark = Box::new(|_| Box::pin(async { Ok(()) }));
-        let owned = set.owner.add_volume(inode, None, true, mark);
+        let owned = set.add_volume(inode, None);
         let link = Link {
             set: set.clone(),
             volume: owned,

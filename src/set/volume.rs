@@ -3,7 +3,10 @@
 //!
 //! The superblock of a backing device is changed by one task at a time, each change durable before
 //! the next. Its state goes none → clean when attached, → dirty before the first dirty data are
-//! acknowledged, → clean when the journal says that the last are clean.
+//! acknowledged, → clean when the journal says that the last are clean. Whether a change still makes
+//! sense is looked at when its turn has come; and before anything but dirty is written, no more data
+//! can become dirty ([`Backing::attachment`]). After a failed change what the device says is *in
+//! doubt*, and the next change is written whatever memory says.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,9 +16,10 @@ use super::cache::{CacheSet, write_super};
 use super::closing::Closing;
 use super::identity::wanted_name;
 use super::job::Job;
+use crate::btree::Tree;
 use crate::disk::{Disk, IoError, Watched};
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
-use crate::request::owner;
+use crate::request::owner::{self, Attachment};
 use crate::request::trouble::BackingHealth;
 use crate::request::volume::VolumeShared;
 use crate::stats::{Totals, Windows};
@@ -30,7 +34,12 @@ pub struct Backing {
     pub watched: Rc<dyn Disk>,
     /// Its errors.
     pub health: Arc<BackingHealth>,
+    /// As it was last written.
     superblock: RefCell<BackingSuper>,
+    /// The last change failed: it may be on the device, in part or whole, or not.
+    in_doubt: Cell<bool>,
+    /// See [`Attachment::says_dirty`].
+    says_dirty: Rc<Cell<bool>>,
     turn: Lock,
 }
 
@@ -43,6 +52,8 @@ impl Backing {
             watched: Rc::new(Watched::new(disk.clone(), move || counted.failed(&name))),
             health,
             disk,
+            in_doubt: Cell::new(false),
+            says_dirty: Rc::new(Cell::new(superblock.state() == BackingState::Dirty)),
             superblock: RefCell::new(superblock),
             turn: Lock::default(),
         })
@@ -58,50 +69,101 @@ impl Backing {
         self.superblock.borrow_mut().last_mount = now_s;
     }
 
+    /// Whether the last change failed, so that the device may say something else than
+    /// [`superblock`](Self::superblock).
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt.get()
+    }
+
+    /// What the owner of a set's volumes gets of it.
+    pub fn attachment(&self) -> Attachment {
+        Attachment {
+            disk: self.watched.clone(),
+            says_dirty: self.says_dirty.clone(),
+        }
+    }
+
     /// Changes the superblock, durably. On failure memory keeps what was there.
     ///
     /// # Errors
     /// The device failed.
     pub async fn change(&self, change: impl FnOnce(&mut BackingSuper)) -> Result<(), IoError> {
+        self.change_if(|| true, change).await.map(|_| ())
+    }
+
+    /// As [`change`](Self::change), if `may` says so when the turn for it has come; tells whether it
+    /// did. From that moment on no data become dirty unless the superblock goes on to say dirty.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn change_if(
+        &self,
+        may: impl FnOnce() -> bool,
+        change: impl FnOnce(&mut BackingSuper),
+    ) -> Result<bool, IoError> {
         let _turn = self.turn.lock().await;
+        if !may() {
+            return Ok(false);
+        }
         let mut next = self.superblock();
         change(&mut next);
+        self.write(next).await.map(|()| true)
+    }
+
+    /// Writes the next superblock; the caller has the turn.
+    async fn write(&self, mut next: BackingSuper) -> Result<(), IoError> {
+        let says_dirty = next.state() == BackingState::Dirty;
+        self.says_dirty.set(self.says_dirty.get() && says_dirty);
+        self.in_doubt.set(true);
         next.seq = next.seq.wrapping_add(1);
         write_super(&self.watched, &next.encode()).await?;
         *self.superblock.borrow_mut() = next;
+        self.in_doubt.set(false);
+        self.says_dirty.set(says_dirty);
         Ok(())
     }
 
-    /// Says dirty or clean. Clean only once the journal knows it, and neither of a device that has
-    /// left the set meanwhile.
-    async fn mark(&self, set: &CacheSet, dirty: bool) -> Result<(), IoError> {
+    /// Makes it say dirty, unless it has left the set meanwhile.
+    ///
+    /// # Errors
+    /// The device failed, or is none of the set's.
+    pub async fn mark_dirty(&self, set: Uuid) -> Result<(), IoError> {
         let _turn = self.turn.lock().await;
         let mut next = self.superblock();
-        if next.set_uuid != set.set_uuid() {
-            return if dirty { Err(IoError::Gone) } else { Ok(()) };
+        if !is_member(&next, set) {
+            return Err(IoError::Gone);
         }
-        if dirty {
-            next.set_state(BackingState::Dirty);
-        } else {
-            set.journal.commit().await.map_err(|_| IoError::Gone)?;
-            next.set_state(BackingState::Clean);
+        if self.says_dirty.get() && !self.in_doubt.get() {
+            return Ok(());
         }
-        next.seq = next.seq.wrapping_add(1);
-        write_super(&self.watched, &next.encode()).await?;
-        *self.superblock.borrow_mut() = next;
-        Ok(())
+        next.set_state(BackingState::Dirty);
+        self.write(next).await
     }
 
-    /// The hook by which the owner marks this device.
-    pub fn marker(self: &Rc<Self>, set: &Rc<CacheSet>) -> owner::Mark {
-        let (backing, set) = (self.clone(), Rc::downgrade(set));
-        Box::new(move |dirty| {
-            let (backing, set) = (backing.clone(), set.clone());
-            Box::pin(async move {
-                let set = set.upgrade().ok_or(IoError::Gone)?;
-                backing.mark(&set, dirty).await
-            })
-        })
+    /// Makes it say clean once the journal knows that it is, unless something is dirty or it has left
+    /// the set meanwhile.
+    ///
+    /// # Errors
+    /// The device failed, or the set has stopped.
+    pub async fn mark_clean(&self, set: Uuid, inode: Inode, tree: &Tree) -> Result<(), IoError> {
+        let _turn = self.turn.lock().await;
+        let mut next = self.superblock();
+        if !is_member(&next, set) || tree.dirty_sectors(inode) > 0 {
+            return Ok(());
+        }
+        // Nothing becomes dirty from here on: a crash must not find dirty keys of a device that says
+        // that it is clean.
+        self.says_dirty.set(false);
+        tree.journal.commit().await.map_err(|_| IoError::Gone)?;
+        next.set_state(BackingState::Clean);
+        self.write(next).await
+    }
+
+    /// Whether it says clean, durably, as a member of that set.
+    pub fn says_clean(&self, set: Uuid) -> bool {
+        let superblock = self.superblock.borrow();
+        let clean = superblock.set_uuid == set && superblock.state() == BackingState::Clean;
+        clean && !self.in_doubt.get()
     }
 
     /// The first sector that the device does not have, or not whole blocks of: keys of the volume
@@ -120,6 +182,11 @@ impl Backing {
             .saturating_sub(superblock.data_offset.0);
         raw / block * block
     }
+}
+
+/// Whether a superblock says that the keys in a set hold: it has not left the set, nor run without it.
+pub(super) fn is_member(sb: &BackingSuper, set: Uuid) -> bool {
+    sb.set_uuid == set && matches!(sb.state(), BackingState::Clean | BackingState::Dirty)
 }
 
 /// A volume's place in a set.

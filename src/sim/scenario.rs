@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 
+use super::disk::Unmapped;
 use super::machine::{Layout, Machine, VolumeKind};
 use super::sweep::Scenario;
 use crate::format::superblock::{BackingSuper, CacheMode, CacheSuper, SUPER_SECTOR};
@@ -461,6 +462,13 @@ async fn clear(m: Rc<Machine>) -> Done {
         .take(8)
         .enumerate()
     {
+        // What is unmapped under dirty data is given up in the second half only.
+        if let Some(slow) = &m.media.slow[0] {
+            slow.unmapped.set(match i < 4 {
+                true => Unmapped::Mixture,
+                false => Unmapped::Zeros,
+            });
+        }
         m.io(kind, 0, 64 * i as u64, 96).await?;
         m.write(0, 64 * i as u64 + 30, 9).await?;
         m.flush(0).await?;

@@ -26,7 +26,7 @@ use crate::format::uuids::UuidEntry;
 use crate::index::Extent;
 use crate::request::Kind;
 use crate::request::front::Front;
-use crate::request::owner::{Mark, Volume};
+use crate::request::owner::Volume;
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
 use crate::set::cache::{CacheSet, read_super};
@@ -124,6 +124,7 @@ impl World {
             let medium = Medium::new(&name, sectors, plan.device_block_sectors);
             medium.ignore_flush.set(plan.ignore_backing_flush);
             medium.faults.set(plan.backing_faults);
+            medium.unmapped.set(plan.unmapped);
             if !plan.lies {
                 medium.ills.set(plan.ills);
             }
@@ -402,17 +403,12 @@ impl World {
                     Ok(Super::Cache(_)) => return Err("a backing device changed its kind".into()),
                     Err(why) => return self.refused(&why),
                 };
-                let dirty = sb.state() == BackingState::Dirty;
-                let mark = Backing::new(disk.clone(), sb).marker(set);
-                set.owner
-                    .add_volume(inode, Some((disk, DATA_OFFSET)), dirty, mark)
+                set.add_volume(inode, Some(&Backing::new(disk, sb)))
             }
-            None => {
-                let mark: Mark = Box::new(|_| Box::pin(async { Ok(()) }));
-                set.owner.add_volume(inode, None, true, mark)
-            }
+            None => set.add_volume(inode, None),
         };
         owner_side.writeback_running.set(self.plan.writeback);
+        owner_side.unflushed.fronts_exchanged();
         let shared = Arc::new(VolumeShared::new(
             format!("volume{i}"),
             self.uuids[i],

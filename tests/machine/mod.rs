@@ -119,6 +119,9 @@ impl Disk for Flaky {
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
         self.inner.write_zeroes(at, sectors)
     }
+    fn unmap_reads_zeros(&self) -> bool {
+        self.inner.unmap_reads_zeros()
+    }
 }
 
 /// A host I/O that has not reached a front.
@@ -583,6 +586,12 @@ impl Machine {
     /// Discards so many sectors.
     pub fn unmap(&self, name: &str, start: u64, sectors: u64) -> Outcome {
         self.io(name, Kind::Unmap, start, Vec::new(), sectors).0
+    }
+
+    /// Zeroes so many sectors.
+    pub fn write_zeroes(&self, name: &str, start: u64, sectors: u64) -> Outcome {
+        self.io(name, Kind::WriteZeroes, start, Vec::new(), sectors)
+            .0
     }
 
     /// Writes so many sectors full of `byte`.

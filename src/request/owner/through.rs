@@ -38,7 +38,7 @@ impl Owner {
         let volume = self.volume(passage.volume);
         let (start, end, is_write) = (passage.start, passage.end(), passage.kind == Through::Write);
         let written_back = volume.is_writing_back(start, end);
-        let (cached, dirty) = self.finds(&volume, &passage);
+        let dirty = is_write && self.finds_dirty(&volume, &passage);
         if is_write && (written_back || dirty) && !volume.leaving.get() {
             return self.judge(&passage, Verdict::Cache);
         }
@@ -48,20 +48,35 @@ impl Owner {
         }
         volume.throughs.borrow_mut().hold(start, end);
         volume.changed(start, end);
-        if !cached {
+        // A longer one is looked at in steps.
+        let is_short = passage.sectors <= AT_ONCE_SECTORS_MAX;
+        if is_short && !self.tree.may_come_back(volume.inode, start, end) {
             return self.judge(&passage, Verdict::Go { flush: false });
         }
-        let is_short = is_write && passage.sectors <= AT_ONCE_SECTORS_MAX;
-        if is_short && self.tree.delete_now(volume.inode, start, end).is_ok() {
+        let at_once = is_short && is_write;
+        if at_once && self.tree.delete_now(volume.inode, start, end).is_ok() {
             return self.go_when_durable(passage);
         }
         let owner = self.clone();
         self.spawn(async move {
-            let over = passage.kind.is_over_dirty();
-            let flush = over && owner.tree.dirty_sectors(volume.inode) > 0;
+            let flush = owner.goes_under_dirty(&volume, passage.kind);
+            if flush {
+                volume.under_dirty.borrow_mut().insert(start);
+            }
             let done = owner.forget(&volume, start, end).await;
             owner.let_go(&passage, flush, done);
         });
+    }
+
+    /// Whether a write goes under dirty data, which are forgotten once it is durable: there are some in
+    /// the volume, and what it leaves on the backing device is known.
+    fn goes_under_dirty(&self, volume: &Volume, kind: Through) -> bool {
+        self.tree.dirty_sectors(volume.inode) > 0
+            && match kind {
+                Through::Write => false,
+                Through::Zeroes | Through::Rescue => true,
+                Through::Unmap => unmap_clears(volume),
+            }
     }
 
     fn judge(&self, passage: &Passage, verdict: Verdict) {
@@ -69,18 +84,14 @@ impl Owner {
         self.reply(passage.front, Reply::Verdict { token, verdict });
     }
 
-    /// Whether there is anything in a range that the cache has, or would have after a crash; and, for host
-    /// data, whether some of it is dirty.
-    fn finds(&self, volume: &Volume, passage: &Passage) -> (bool, bool) {
-        let is_write = passage.kind == Through::Write;
-        let (mut cached, mut dirty) = (false, false);
-        let (start, end) = (passage.start, passage.end());
+    /// Whether something in a range is dirty.
+    fn finds_dirty(&self, volume: &Volume, passage: &Passage) -> bool {
+        let (start, end, mut dirty) = (passage.start, passage.end(), false);
         self.tree.scan(volume.inode, start, end, &mut |e| {
-            cached |= !self.tree.is_stale_for_good(&e);
-            dirty = is_write && e.dirty && self.tree.is_fresh(&e);
-            !dirty && (is_write || !cached)
+            dirty = e.dirty && self.tree.is_fresh(&e);
+            !dirty
         });
-        (cached, dirty)
+        dirty
     }
 
     /// Lets a write go once all that is in the journal now is durable.
@@ -113,6 +124,7 @@ impl Owner {
             Err(Stopped) => {
                 // Who waits for the range is told so too.
                 let volume = self.volume(passage.volume);
+                volume.under_dirty.borrow_mut().remove(&passage.start);
                 self.release(&volume, passage.start, passage.end());
                 Verdict::Failed
             }
@@ -127,8 +139,22 @@ impl Owner {
         start: Sector,
         end: Sector,
     ) -> Result<(), Stopped> {
-        self.tree.delete(volume.inode, start, end, true).await?;
-        self.tree.journal.commit().await
+        self.delete_durably(volume, start, end, true).await
+    }
+
+    /// Deletes what is in a range from the map, durably, but for what is dirty if that is said. With the
+    /// deletions everything is durable that came before them: what is dirty may lie over clean keys
+    /// that the disk still has.
+    pub(super) async fn delete_durably(
+        &self,
+        volume: &Volume,
+        start: Sector,
+        end: Sector,
+        keep_dirty: bool,
+    ) -> Result<(), Stopped> {
+        let (tree, inode) = (&self.tree, volume.inode);
+        tree.delete(inode, start, end, keep_dirty).await?;
+        tree.journal.commit().await
     }
 
     pub(super) fn end_through(self: &Rc<Self>, passage: Passage, ok: bool) {
@@ -136,13 +162,17 @@ impl Owner {
         let (start, end) = (passage.start, passage.end());
         let volume = self.volume(passage.volume);
         // Even a failed write may have changed something.
-        volume.written_through.set(volume.written_through.get() + 1);
-        if ok && passage.kind.is_over_dirty() {
+        volume.unflushed.wrote();
+        let under_dirty = volume.under_dirty.borrow_mut().remove(&start);
+        // A device may have become one of which that is not known: a snapshot was taken of it.
+        let is_known = passage.kind != Through::Unmap || unmap_clears(&volume);
+        if ok && under_dirty && is_known {
             let owner = self.clone();
             return self.spawn(async move {
-                let inode = volume.inode;
-                let ok = owner.tree.delete(inode, start, end, false).await.is_ok();
+                // Durable before it is answered: the write may stand on the device for good.
+                let done = owner.delete_durably(&volume, start, end, false).await;
                 owner.release(&volume, start, end);
+                let ok = done.is_ok();
                 owner.reply(front, Reply::Ended { token, ok });
             });
         }
@@ -150,4 +180,10 @@ impl Owner {
         // A failed transfer is known to the front already.
         self.reply(front, Reply::Ended { token, ok: true });
     }
+}
+
+/// Whether the backing device reads as zeros what was unmapped.
+fn unmap_clears(volume: &Volume) -> bool {
+    let backing = volume.backing.as_ref();
+    backing.is_some_and(|disk| disk.unmap_reads_zeros())
 }
