@@ -174,6 +174,9 @@ uint32_t bcache_shared_queue_cut(struct spdk_bdev *bdev);
 /* Why an I/O failed that was completed without success and is not freed yet. */
 enum bcache_reason bcache_why(struct spdk_bdev_io *bdev_io);
 
+/* Whether there is a bdev of that name, and it is a volume of this module. */
+bool bcache_is_volume(const char *name);
+
 /* Writes, as an object, what a bdev's module tells about it. False when there is no such bdev. */
 bool bcache_dump_info(const char *name, struct spdk_json_write_ctx *w);
 

@@ -584,6 +584,14 @@ bcache_free_io(struct spdk_bdev_io *bdev_io)
 }
 
 bool
+bcache_is_volume(const char *name)
+{
+	struct spdk_bdev *bdev = spdk_bdev_get_by_name(name);
+
+	return bdev != NULL && bdev->module == &g_module;
+}
+
+bool
 bcache_dump_info(const char *name, struct spdk_json_write_ctx *w)
 {
 	struct spdk_bdev *bdev = spdk_bdev_get_by_name(name);

@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 use super::flush::{Flushing, Way};
 use super::gate::{self, Gate};
-use super::{dma, ended, module, sys, zeros};
+use super::{dma, ended, host, module, sys, zeros};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::{OpenError, Traits};
 use crate::task::{OnceSender, once};
@@ -132,7 +132,7 @@ impl SpdkDisk {
             errno => return Err(OpenError::Os(errno)),
         }
         // From here on a drop of `device` closes it.
-        if device.raw.set(Raw::of(desc)).is_err() {
+        if device.raw.set(Raw::of(desc, name)).is_err() {
             unreachable!("a new device has no descriptor yet");
         }
         let disk = SpdkDisk(device);
@@ -283,14 +283,17 @@ fn traits_of(bdev: *mut sys::spdk_bdev) -> Traits {
 
 impl Raw {
     /// Looks an open descriptor up. The channel is null when there is no memory for one.
-    fn of(desc: *mut sys::spdk_bdev_desc) -> Raw {
+    fn of(desc: *mut sys::spdk_bdev_desc, name: &str) -> Raw {
+        // Volumes of ours enter the gate themselves, at their own devices: who held places here for
+        // an I/O of theirs would keep them from it.
+        let gates_itself = host::lies_on_volume(name);
         // SAFETY: the descriptor was just opened on this thread; all functions here only read it
         // and its bdev, which stays as long as the descriptor.
         unsafe {
             let bdev = sys::spdk_bdev_desc_get_bdev(desc);
             let block_bytes = sys::spdk_bdev_get_block_size(bdev).max(SECTOR_BYTES as u32);
             let cut = sys::bcache_shared_queue_cut(bdev);
-            let shared_cut = (cut > 0).then_some(cut);
+            let shared_cut = (cut > 0 && !gates_itself).then_some(cut);
             Raw {
                 desc,
                 bdev,

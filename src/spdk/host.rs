@@ -327,9 +327,7 @@ impl Host for ModuleHost {
     }
 
     fn beneath(&self, name: &str) -> Vec<String> {
-        let mut names = Vec::new();
-        base_names(&super::json::info_of(name), false, &mut names);
-        names
+        beneath(name)
     }
 
     fn expose(
@@ -398,6 +396,34 @@ impl Host for ModuleHost {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.map_or(0, |since| since.as_secs() as u32)
     }
+}
+
+/// The bdevs that a bdev is made of, as far as its module tells.
+fn beneath(name: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    base_names(&super::json::info_of(name), false, &mut names);
+    names
+}
+
+/// Whether a bdev is a volume of ours, or lies on one.
+pub fn lies_on_volume(name: &str) -> bool {
+    let mut seen = vec![name.to_string()];
+    let mut next = 0;
+    while next < seen.len() {
+        if let Ok(name) = CString::new(seen[next].as_str()) {
+            // SAFETY: the name ends in NUL and is read during the call.
+            if unsafe { sys::bcache_is_volume(name.as_ptr()) } {
+                return true;
+            }
+        }
+        for lower in beneath(&seen[next]) {
+            if !seen.contains(&lower) {
+                seen.push(lower);
+            }
+        }
+        next += 1;
+    }
+    false
 }
 
 /// The names in what a bdev's module tells that stand under keys like `base_bdev`: SPDK's modules

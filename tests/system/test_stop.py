@@ -119,7 +119,7 @@ class Slow:
         target.call("bdev_bcache_set_options", name="Vol0", writeback_running=False)
         self.export = export.Iscsi("Vol0")
         self.data = pattern.Pattern(folder, self.export.start(target))
-        self.data.write(count=100, flush=10, align=8, min=8, max=8, depth=8)
+        self.data.write(count=60, flush=10, align=8, min=8, max=8, depth=8)
         self.export.stop(target)
         self.beside = volume.Pair(folder, name="Vol1", cache_mb=48, backing_mb=64, tag="1")
         self.beside.create(target)
@@ -129,7 +129,7 @@ class Slow:
 def test_a_long_operation_holds_nothing_else_up_and_a_shutdown_ends_it(start, folder, method):
     target = start()
     slow = Slow(folder, target)
-    slow_down(target, slow.bdev, 2)
+    slow_down(target, slow.bdev, 0.5)
     params = {"name": "Vol0"} if method.endswith("detach") else {"set": volume.volume(target, "Vol0")["set"]}
     waiting = RpcClient(target.socket)
     waiting.send(method, params)
@@ -139,7 +139,10 @@ def test_a_long_operation_holds_nothing_else_up_and_a_shutdown_ends_it(start, fo
     assert target.end(signal.SIGTERM, 40) == 0
     waiting.close()
     target.start()
-    slow.pair.reopen(target)
+    slow.pair.add_bdevs(target)
+    # without the delay bdev it is not taken unasked
+    target.call("bdev_bcache_register", bdev_name=slow.pair.backing_bdev, limit=60)
+    volume.wait_volume(target, "Vol0")
     slow.export.start(target)
     slow.data.verify()
     target.stop()
