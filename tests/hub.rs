@@ -221,6 +221,8 @@ fn volumes_wait_for_a_cache_device_that_goes_and_comes_back() {
     let made = machine.create("fast", "slow", Value::Null);
     made.expect("its own set");
     let before = machine.volume()["dirty_bytes"].clone();
+    let always = json!({"name": "Vol0", "stop_when_cache_set_failed": "always"});
+    machine.must("bdev_bcache_set_options", always);
     let hub = machine.hub.clone();
     machine.run(async move { hub.removed("fast").await });
     let volume = machine.volume();
@@ -280,7 +282,11 @@ fn what_is_said_of_things_to_come_holds_when_they_come() {
         machine.run(async move { hub.examine(&name.name()).await });
     }
     let options = machine.volume()["options"].clone();
-    let wanted = json!({"writeback_running": false, "writeback_percent": 7, "io_error_limit": 9, "io_disable": false});
+    let wanted = json!({
+        "writeback_running": false, "writeback_percent": 7, "io_error_limit": 9, "io_disable": false,
+        "stop_when_cache_set_failed": "auto", "cache_missing_io": "wait",
+        "cache_missing_timeout_s": 600,
+    });
     assert_eq!(options, wanted);
     assert_eq!(machine.set()["options"]["journal_delay_ms"], 5);
     assert!(machine.hub.later().bdevs.is_empty());

@@ -67,6 +67,18 @@ table! {
         "io_disable", Kind::Bool, "", Value::Bool(false), Run,
         "the backing device is given up: misses, writes and discards fail at once, hits are still served; set it to false once the device works, and errors count from zero again"
     }
+    StopWhenCacheSetFailed => {
+        "stop_when_cache_set_failed", Kind::Word(&["auto", "always"]), "", Value::Word("auto"), Config,
+        "what becomes of the volume when its cache device is removed: it goes on without, or is taken down; with dirty data and auto the kernel takes it down, here see cache_missing_io"
+    }
+    CacheMissingIo => {
+        "cache_missing_io", Kind::Word(&["wait", "fail"]), "", Value::Word("wait"), Config,
+        "with dirty data on a cache device that was removed: what becomes of reads of these, and of all writes, until the device is back"
+    }
+    CacheMissingTimeoutS => {
+        "cache_missing_timeout_s", Kind::Uint(0, 31_536_000), "s", Value::Uint(600), Config,
+        "with dirty data on a cache device that was removed: how long the volume stays before it is taken down; 0: for ever"
+    }
 }
 
 table! {

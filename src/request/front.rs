@@ -78,6 +78,11 @@ impl<L: Lane> Front<L> {
     pub fn submit(&self, io: L::Io) {
         self.in_flight.set(self.in_flight.get() + 1);
         let sectors = io.sectors.get();
+        if let Some(missing) = &self.volume.missing {
+            if missing.stops(io.kind.get(), io.start.get().0, sectors) {
+                return self.refuse(io);
+            }
+        }
         // From here on positions are those of keys: a cached volume's are the backing device's
         // sectors, as in the kernel.
         io.start.set(io.start.get() + self.base_sectors);
@@ -333,7 +338,7 @@ impl<L: Lane> Front<L> {
 
     // --- writes ---
 
-    /// Answers at once: the backing device is given up.
+    /// Answers at once: the backing device is given up, or the data are on a cache device that is gone.
     #[cold]
     fn refuse(&self, io: L::Io) {
         io.failed.set(true);

@@ -39,6 +39,7 @@ pub mod conflict;
 pub mod front;
 pub mod lane;
 mod link;
+pub mod missing;
 pub mod msg;
 pub mod owner;
 pub mod space;

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::Kind;
+use super::missing::Missing;
 use super::msg::Door;
 use super::trouble::BackingHealth;
 use crate::alloc::gens::Gens;
@@ -104,6 +106,8 @@ pub struct VolumeShared {
     totals: Arc<Totals>,
     /// The errors of its backing device.
     pub health: Arc<BackingHealth>,
+    /// What it cannot serve while its cache device is gone.
+    pub missing: Option<Missing>,
 }
 
 impl VolumeShared {
@@ -129,7 +133,21 @@ impl VolumeShared {
             mode: AtomicU8::new(mode as u8),
             totals,
             health: Arc::default(),
+            missing: None,
         }
+    }
+
+    /// Without what is on a cache device that is gone.
+    pub fn without(self, missing: Missing) -> VolumeShared {
+        let missing = Some(missing);
+        VolumeShared { missing, ..self }
+    }
+
+    /// Whether an I/O waits for the cache device to come back: it is not given to a front.
+    #[inline]
+    pub fn holds_back(&self, kind: Kind, start: Sector, sectors: u64) -> bool {
+        let missing = self.missing.as_ref();
+        missing.is_some_and(|m| m.waits && m.stops(kind, start.0, sectors))
     }
 
     /// With the errors of its backing device counted elsewhere too.

@@ -65,16 +65,16 @@ impl Hub {
         *volume.closing.borrow_mut() = Some(closing.clone());
         volume.detaching.cancel();
         volume.flushing.cancel();
-        let hidden = volume.is_shown().then(|| self.host.hide(&volume.name));
         let (me, volume, answer) = (self.me.clone(), volume.clone(), closing.clone());
         self.exec.spawn(async move {
-            if let Some(Err(error)) = match hidden {
-                Some(hidden) => Some(hidden.await),
-                None => None,
-            } {
-                log::error!("{}: {error}", volume.name);
-            }
             if let Some(hub) = me.upgrade() {
+                if volume.is_shown() {
+                    // What waits would keep hosts from letting go.
+                    hub.fail_missing(&volume).await;
+                    if let Err(error) = hub.host.hide(&volume.name).await {
+                        log::error!("{}: {error}", volume.name);
+                    }
+                }
                 hub.finish_close(&volume).await;
                 drop(volume);
                 answer.done.set(true);

@@ -169,6 +169,7 @@ impl Hub {
             return Err(SetError::NoVolume(name.clone()));
         }
         let backing = check_backed(volume)?;
+        self.check_not_missing(volume)?;
         let Some(link) = volume.link.borrow().clone() else {
             return match &*volume.reason.borrow() {
                 Some(why) if !volume.is_running() => Err(SetError::Busy(why.clone())),

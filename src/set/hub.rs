@@ -18,7 +18,7 @@ use super::error::SetError;
 use super::host::Host;
 use super::identity::LeftAlone;
 use super::options::Later;
-use super::turns::{Place, Turns};
+use super::turns::Turns;
 use super::volume::{Link, Volume};
 use super::waiting::Waits;
 use crate::disk::Disk;
@@ -346,8 +346,8 @@ impl Hub {
         }
     }
 
-    /// A device is going away: what is on it is taken down. Volumes whose cache device goes wait
-    /// for its return. Where examine is off, the device is remembered.
+    /// A device is going away: what is on it is taken down. What becomes of volumes whose cache
+    /// device goes stands in [`super::lost`]. Where examine is off, the device is remembered.
     pub async fn removed(&self, bdev: &str) {
         let used = self.set_on(bdev).is_some() || self.volume_on(bdev).is_some();
         if used && !self.examine_enabled.get() {
@@ -362,24 +362,6 @@ impl Hub {
             let closing = self.begin_close(&volume);
             drop(volume);
             closing.wait().await;
-        }
-    }
-
-    async fn cache_removed(&self, set: Rc<CacheSet>) {
-        let turn = self.turns.take(&[Place::Set(set.set_uuid())]).await;
-        if set.closing.replace(true) {
-            return;
-        }
-        drop(turn);
-        let mut waiting = self.volumes_of(&set);
-        waiting.retain(|v| v.backing.is_some() && v.check_open().is_ok());
-        while self.close_volumes(&set).await.is_err() {}
-        if let Err(error) = self.stop_empty(&set).await {
-            log::error!("{error}");
-        }
-        for volume in waiting {
-            let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
-            self.volumes.borrow_mut().insert(again.name.clone(), again);
         }
     }
 }

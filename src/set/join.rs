@@ -139,6 +139,7 @@ impl Hub {
             set: set.clone(),
             volume: owned,
         });
+        volume.lost.take();
         self.apply_later(volume);
         Ok(())
     }
@@ -306,7 +307,7 @@ impl Hub {
     pub async fn run_alone(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
         let (_turn, volume) = self.turn_of(name).await?;
         if volume.is_running() {
-            return Ok(());
+            return self.give_up_missing(&volume, discard_dirty).await;
         }
         let backing = volume.backing.clone().expect("only backed volumes wait");
         let sb = backing.superblock();

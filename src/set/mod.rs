@@ -22,6 +22,7 @@ pub mod hub;
 pub mod identity;
 pub mod job;
 pub mod join;
+pub mod lost;
 pub mod members;
 pub mod options;
 pub mod register;

@@ -100,6 +100,30 @@ fn of_volume(option: VolumeOption) -> VolumeAccess {
             |b: &Backing| b.health.is_disabled(),
             |b, disabled| b.health.disable(disabled),
         )),
+        VolumeOption::StopWhenCacheSetFailed => VolumeAccess::Backing(word(
+            |b: &Backing| {
+                if b.on_loss.stops.get() {
+                    "always"
+                } else {
+                    "auto"
+                }
+            },
+            |b, name| b.on_loss.stops.set(name == "always"),
+        )),
+        VolumeOption::CacheMissingIo => VolumeAccess::Backing(word(
+            |b: &Backing| {
+                if b.on_loss.waits.get() {
+                    "wait"
+                } else {
+                    "fail"
+                }
+            },
+            |b, name| b.on_loss.waits.set(name == "wait"),
+        )),
+        VolumeOption::CacheMissingTimeoutS => VolumeAccess::Backing(number(
+            |b: &Backing| b.on_loss.stays_s.get(),
+            |b, seconds| b.on_loss.stays_s.set(seconds),
+        )),
     }
 }
 

@@ -272,7 +272,8 @@ impl Hub {
         for volume in self.volumes() {
             let backing = volume.backing.as_ref().map(|b| b.superblock());
             let waits = backing.is_some_and(|sb| sb.set_uuid == set.set_uuid());
-            if volume.is_shown() || !waits {
+            let lost = self.has_lost(&volume, set.set_uuid());
+            if volume.is_shown() && !lost || !waits {
                 continue;
             }
             let mut places = Self::places_of(&volume);
@@ -281,7 +282,11 @@ impl Hub {
             let Some(_turn) = self.turns.try_take(&places) else {
                 continue;
             };
-            if let Err(error) = self.bring_up(volume.clone(), false).await {
+            let done = match lost {
+                true => self.rejoin(&volume, set).await,
+                false => self.bring_up(volume.clone(), false).await.map(|_| ()),
+            };
+            if let Err(error) = done {
                 log::error!("volume {} was not brought up: {error}", volume.name);
                 *volume.reason.borrow_mut() = Some(error.to_string());
             }

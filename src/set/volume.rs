@@ -16,9 +16,11 @@ use super::cache::{CacheSet, write_super};
 use super::closing::Closing;
 use super::identity::wanted_name;
 use super::job::Job;
+use super::lost::{Lost, OnLoss};
 use crate::btree::Tree;
 use crate::disk::{Disk, IoError, Watched};
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
+use crate::request::missing::Missing;
 use crate::request::owner::{self, Attachment};
 use crate::request::trouble::BackingHealth;
 use crate::request::volume::VolumeShared;
@@ -34,6 +36,8 @@ pub struct Backing {
     pub watched: Rc<dyn Disk>,
     /// Its errors.
     pub health: Arc<BackingHealth>,
+    /// What becomes of its volume when the cache device goes.
+    pub on_loss: OnLoss,
     /// As it was last written.
     superblock: RefCell<BackingSuper>,
     /// The last change failed: it may be on the device, in part or whole, or not.
@@ -51,6 +55,7 @@ impl Backing {
         Rc::new(Backing {
             watched: Rc::new(Watched::new(disk.clone(), move || counted.failed(&name))),
             health,
+            on_loss: OnLoss::default(),
             disk,
             in_doubt: Cell::new(false),
             says_dirty: Rc::new(Cell::new(superblock.state() == BackingState::Dirty)),
@@ -218,6 +223,8 @@ pub struct Volume {
     pub flushing: Job,
     /// Its detachment.
     pub detaching: Job,
+    /// Its cache device is gone, and it goes on without.
+    pub(super) lost: RefCell<Option<Rc<Lost>>>,
     /// The end of its bdev, once it is taken down.
     pub(super) closing: RefCell<Option<Rc<Closing>>>,
     /// Why it does not run, or not under the name that it wants.
@@ -239,6 +246,7 @@ impl Volume {
             windows: RefCell::default(),
             flushing: Job::default(),
             detaching: Job::default(),
+            lost: RefCell::default(),
             closing: RefCell::default(),
             reason: RefCell::default(),
             accept_size: Cell::new(false),
@@ -257,6 +265,7 @@ impl Volume {
             windows: RefCell::new(self.windows.take()),
             flushing: Job::default(),
             detaching: Job::default(),
+            lost: RefCell::new(self.lost.take()),
             closing: RefCell::default(),
             reason: RefCell::default(),
             accept_size: self.accept_size.clone(),
@@ -291,10 +300,11 @@ impl Volume {
     /// Dirty bytes on the cache device.
     pub fn dirty_bytes(&self) -> u64 {
         let link = self.link.borrow();
-        let sectors = link
+        let held = link
             .as_ref()
-            .map_or(0, |l| l.set.tree.dirty_sectors(l.volume.inode));
-        sectors * 512
+            .map(|l| l.set.tree.dirty_sectors(l.volume.inode));
+        let lost = || self.lost.borrow().as_ref().map_or(0, |l| l.dirty_sectors);
+        held.unwrap_or_else(lost) * 512
     }
 
     /// The inode under which its set knows it.
@@ -341,5 +351,14 @@ impl Volume {
             Some(backing) => shared.with_health(backing.health.clone()),
             None => shared,
         })
+    }
+
+    /// What hosts shall see of it while its cache device is gone.
+    pub(super) fn view_missing(&self, missing: Option<Missing>) -> Arc<VolumeShared> {
+        let shared = self.view(None, 0);
+        match missing {
+            None => shared,
+            Some(missing) => Arc::new(Arc::into_inner(shared).expect("it is new").without(missing)),
+        }
     }
 }

@@ -254,6 +254,9 @@ impl Channel {
         let size_sectors = front.volume().size_sectors();
         match io.admit(kind, self.volume.block_shift, size_sectors) {
             Ok((_, 0)) if kind != Kind::Flush => answer(io, sys::BCACHE_SUCCESS),
+            Ok((at, sectors)) if front.volume().holds_back(kind, at, sectors) => {
+                self.held_ios.push(io);
+            }
             Ok((at, sectors)) => {
                 io.start(kind, at, sectors);
                 front.submit(io);

@@ -147,6 +147,19 @@ struct Shown {
     change: Option<(Change, OnceSender<Result<(), IoError>>)>,
 }
 
+impl Shown {
+    /// Gives an I/O to the front, unless it waits for the cache device.
+    fn take(&mut self, io: HostIo) {
+        match self
+            .shared
+            .holds_back(io.kind, Sector(io.start), io.sectors)
+        {
+            true => self.held.push_back(io),
+            false => submit(self.front.as_ref().expect("a shown volume"), io),
+        }
+    }
+}
+
 /// What a host I/O came to: how it ended, and the memory.
 pub type Ended = (Outcome, Vec<u8>);
 
@@ -219,7 +232,7 @@ impl TestHost {
         match shown.get_mut(name) {
             None => self.fail(io),
             Some(volume) if volume.change.is_some() => volume.held.push_back(io),
-            Some(volume) => submit(volume.front.as_ref().expect("a shown volume"), io),
+            Some(volume) => volume.take(io),
         }
     }
 
@@ -256,7 +269,7 @@ impl TestHost {
                 volume.front = Some(self.front(&shared, cache, &volume.backing));
                 volume.shared = shared;
                 for io in std::mem::take(&mut volume.held) {
-                    submit(volume.front.as_ref().expect("just made"), io);
+                    volume.take(io);
                 }
             }
         }

@@ -94,7 +94,9 @@ def test_saved_configuration_brings_everything_back(start, folder):
                "copy_gc_enabled": False}
     target.call("bdev_bcache_set_set_options", set=uuid, **options)
     before = volume.volume(target, "Vol0")
-    assert before["options"] == {"writeback_running": False, "writeback_percent": 7, "io_error_limit": 9, "io_disable": False}
+    assert before["options"] == {"writeback_running": False, "writeback_percent": 7, "io_error_limit": 9, "io_disable": False,
+                                 "stop_when_cache_set_failed": "auto", "cache_missing_io": "wait",
+                                 "cache_missing_timeout_s": 600}
     saved = {"subsystems": [{"subsystem": "bdev", "config": target.call("framework_get_config", name="bdev")}]}
     for method, _ in methods(saved):
         assert method != "bdev_bcache_register", "examine brings up what is on disk"
