@@ -1,15 +1,14 @@
 //! Memory that devices can reach, for the owner thread's I/O.
 
 use std::alloc::Layout;
-use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::bounce::{ALIGN_BYTES, Bounce, BouncePool};
 use super::sys;
-use crate::disk::{Buf, BufFuture, IoError, Memory};
-use crate::task::Lock;
-use crate::units::{SECTOR_BYTES, Sector};
+use crate::disk::steps::{Reserve, STEP_BYTES};
+use crate::disk::{Buf, Memory};
+use crate::units::SECTOR_BYTES;
 
 /// Memory from SPDK's huge pages.
 pub struct DmaBuf {
@@ -111,7 +110,7 @@ impl Memory for HeapBuf {
 }
 
 /// A zeroed buffer for the owner's I/O. When the huge pages are used up it comes from ordinary memory,
-/// and its I/O goes through the [`Reserve`].
+/// and its I/O goes through the [`Reserve`](crate::disk::steps::Reserve).
 pub fn alloc(pool: &Rc<BouncePool>, bytes: usize, align_bytes: usize) -> Buf {
     match DmaBuf::zeroed(pool, bytes, align_bytes) {
         Some(memory) => Buf::new(Box::new(memory)),
@@ -125,57 +124,12 @@ pub fn alloc(pool: &Rc<BouncePool>, bytes: usize, align_bytes: usize) -> Buf {
     }
 }
 
-/// Bytes that the owner reads or writes in one step when the huge pages are used up.
-const STEP_BYTES: usize = 64 << 10;
-
-/// Memory that is put by when the module starts, so that a set's metadata can be read and written
-/// whatever becomes of the huge pages: 64 KiB, through which one I/O at a time goes in steps.
-#[derive(Default)]
-pub struct Reserve {
-    step: RefCell<Option<Buf>>,
-    turn: Lock,
-}
-
-impl Reserve {
-    /// Puts the memory by. False when there is none.
-    pub fn fill(&self, pool: &Rc<BouncePool>) -> bool {
-        let memory = DmaBuf::zeroed(pool, STEP_BYTES, ALIGN_BYTES);
-        let is_there = memory.is_some();
-        *self.step.borrow_mut() = memory.map(|memory| Buf::new(Box::new(memory)));
-        is_there
+/// Puts memory by for when there is none left. False when there is none now.
+pub fn reserve(reserve: &Reserve, pool: &Rc<BouncePool>) -> bool {
+    let memory = DmaBuf::zeroed(pool, STEP_BYTES, ALIGN_BYTES);
+    let is_there = memory.is_some();
+    if let Some(memory) = memory {
+        reserve.fill(Buf::new(Box::new(memory)));
     }
-
-    /// Carries out a transfer of `buf`, memory that devices do not reach, at `at` of a device. `step`
-    /// carries out one of so many sectors at a place, with the beginning of the buffer it is given.
-    ///
-    /// # Errors
-    /// That of the first step that failed; those before it are done.
-    pub async fn through(
-        &self,
-        writes: bool,
-        at: Sector,
-        buf: &mut [u8],
-        step: impl Fn(Sector, u64, Buf) -> BufFuture,
-    ) -> Result<(), IoError> {
-        let _turn = self.turn.lock().await;
-        let Some(mut memory) = self.step.borrow_mut().take() else {
-            return Err(IoError::NoMemory);
-        };
-        let mut done = Ok(());
-        for (i, part) in buf.chunks_mut(STEP_BYTES).enumerate() {
-            if writes {
-                memory[..part.len()].copy_from_slice(part);
-            }
-            let at = at + (i * STEP_BYTES / SECTOR_BYTES) as u64;
-            (memory, done) = step(at, (part.len() / SECTOR_BYTES) as u64, memory).await;
-            if done.is_err() {
-                break;
-            }
-            if !writes {
-                part.copy_from_slice(&memory[..part.len()]);
-            }
-        }
-        *self.step.borrow_mut() = Some(memory);
-        done
-    }
+    is_there
 }

@@ -20,7 +20,7 @@ use serde_json::{Value, json as value};
 use super::host::{self, ModuleHost, SpdkHost};
 use super::poller::Poller;
 use super::thread::{self, OwnerCell};
-use super::{channel, disk, json, lane, rpc, sys};
+use super::{channel, disk, dma, json, lane, rpc, sys};
 use crate::rpc::RpcError;
 use crate::set::hub::{Hub, STOP_LIMIT_US};
 use crate::task::{Executor, Notify, either};
@@ -190,7 +190,7 @@ pub async fn before_destruct_done() {
 extern "C" fn init() -> i32 {
     super::log::install();
     let owner = owner();
-    if !owner.host.reserve().fill(owner.host.buffers()) {
+    if !dma::reserve(owner.host.reserve(), owner.host.buffers()) {
         log::error!(
             "no huge page memory is left for the cache's metadata: give the target more (-s)"
         );
