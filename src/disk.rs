@@ -283,38 +283,62 @@ pub trait Disk {
 /// A device whose errors are counted: those that [`IoError::is_device_error`] names.
 pub struct Watched {
     disk: Rc<dyn Disk>,
-    failed: Rc<dyn Fn()>,
+    failed: Rc<dyn Fn(Failure)>,
+}
+
+/// An I/O that a device failed, for messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    what: &'static str,
+    /// The first sector and how many; `None` for the whole device.
+    range: Option<(Sector, u64)>,
+    error: IoError,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, error) = (self.what, self.error);
+        match self.range {
+            Some((at, sectors)) => {
+                write!(f, "{what} {sectors} sectors at sector {}: {error}", at.0)
+            }
+            None => write!(f, "{what}: {error}"),
+        }
+    }
 }
 
 impl Watched {
     /// A device of which each error calls `failed`.
-    pub fn new(disk: Rc<dyn Disk>, failed: impl Fn() + 'static) -> Watched {
+    pub fn new(disk: Rc<dyn Disk>, failed: impl Fn(Failure) + 'static) -> Watched {
         let failed = Rc::new(failed);
         Watched { disk, failed }
     }
 
-    fn look(&self, done: DoneFuture) -> DoneFuture {
+    fn look(&self, what: &'static str, range: Range, done: DoneFuture) -> DoneFuture {
         let failed = self.failed.clone();
         Box::pin(async move {
             let done = done.await;
-            note(done, &*failed);
+            note(what, range, done, &*failed);
             done
         })
     }
 
-    fn look_buf(&self, done: BufFuture) -> BufFuture {
+    fn look_buf(&self, what: &'static str, at: Sector, bytes: usize, done: BufFuture) -> BufFuture {
         let failed = self.failed.clone();
         Box::pin(async move {
             let (buf, done) = done.await;
-            note(done, &*failed);
+            let sectors = (bytes / SECTOR_BYTES) as u64;
+            note(what, Some((at, sectors)), done, &*failed);
             (buf, done)
         })
     }
 }
 
-fn note(done: Result<(), IoError>, failed: &dyn Fn()) {
-    if done.is_err_and(IoError::is_device_error) {
-        failed();
+type Range = Option<(Sector, u64)>;
+
+fn note(what: &'static str, range: Range, done: Result<(), IoError>, failed: &dyn Fn(Failure)) {
+    if let Some(error) = done.err().filter(|error| error.is_device_error()) {
+        failed(Failure { what, range, error });
     }
 }
 
@@ -335,19 +359,23 @@ impl Disk for Watched {
         self.disk.alloc(bytes)
     }
     fn read(&self, at: Sector, buf: Buf) -> BufFuture {
-        self.look_buf(self.disk.read(at, buf))
+        let bytes = buf.len();
+        self.look_buf("reading", at, bytes, self.disk.read(at, buf))
     }
     fn write(&self, at: Sector, buf: Buf) -> BufFuture {
-        self.look_buf(self.disk.write(at, buf))
+        let bytes = buf.len();
+        self.look_buf("writing", at, bytes, self.disk.write(at, buf))
     }
     fn flush(&self) -> DoneFuture {
-        self.look(self.disk.flush())
+        self.look("flushing", None, self.disk.flush())
     }
     fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
-        self.look(self.disk.unmap(at, sectors))
+        let range = Some((at, sectors));
+        self.look("unmapping", range, self.disk.unmap(at, sectors))
     }
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
-        self.look(self.disk.write_zeroes(at, sectors))
+        let range = Some((at, sectors));
+        self.look("zeroing", range, self.disk.write_zeroes(at, sectors))
     }
     fn unmap_reads_zeros(&self) -> bool {
         self.disk.unmap_reads_zeros()

@@ -1,7 +1,11 @@
 //! Counters. Each front writes its own, without any atomic read-modify-write; readers sum them up.
+//!
+//! What a front counts belongs to its volume and to the set that caches it: both list the same
+//! counters ([`Totals`]), and keep their sum when the front is gone. So no figure falls when a volume
+//! is attached, detached or made anew; only a reset ([`Windows::reset`]) starts it from zero.
 
-use std::ops::{Add, Sub};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::{Add, Deref, Sub};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A value on a pair of cache lines of its own (processors fetch lines in pairs): for what some
@@ -33,7 +37,7 @@ macro_rules! counts {
         /// The counters of one front.
         #[derive(Default)]
         #[repr(align(128))]
-        pub struct FrontStats { $($(#[$doc])* pub $name: Counter,)* }
+        pub struct FrontStats { $($(#[$doc])* pub $name: Counter,)* closed: AtomicBool }
 
         /// The values of the counters at one time.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +60,7 @@ macro_rules! counts {
         impl Sub for Counts {
             type Output = Counts;
             fn sub(self, other: Counts) -> Counts {
-                Counts { $($name: self.$name.wrapping_sub(other.$name),)* }
+                Counts { $($name: self.$name.saturating_sub(other.$name),)* }
             }
         }
 
@@ -97,26 +101,41 @@ counts! {
     flushes,
 }
 
-/// The counters of all fronts that a volume has or had.
+/// The right to count: one front's, or one owner's. Nothing is counted after it is dropped.
+#[derive(Default)]
+pub struct Counting(Arc<FrontStats>);
+
+impl Deref for Counting {
+    type Target = FrontStats;
+    fn deref(&self) -> &FrontStats {
+        &self.0
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        // Whoever sees this sees all that was counted.
+        self.0.closed.store(true, Ordering::Release);
+    }
+}
+
+/// All counters that a volume or a set has or had.
 #[derive(Default)]
 pub struct Totals(Mutex<(Vec<Arc<FrontStats>>, Counts)>);
 
 impl Totals {
-    /// Counters for a new front.
-    pub fn front(&self) -> Arc<FrontStats> {
-        let stats = Arc::new(FrontStats::default());
+    /// Adds counters that have just been made, and keeps of those that are closed the sum alone.
+    pub fn add(&self, counting: &Counting) {
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let (live, gone) = &mut *all;
-        // Those of fronts that are gone are kept as a sum.
-        live.retain(|stats| {
-            let used = Arc::strong_count(stats) > 1;
-            if !used {
-                *gone = *gone + stats.read();
+        let (open, sum) = &mut *all;
+        open.retain(|stats| {
+            let closed = stats.closed.load(Ordering::Acquire);
+            if closed {
+                *sum = *sum + stats.read();
             }
-            used
+            !closed
         });
-        live.push(stats.clone());
-        stats
+        open.push(counting.0.clone());
     }
 
     /// The sum.
@@ -136,49 +155,82 @@ impl Counts {
     }
 }
 
-/// Counters since the last reset, and decayed over three spans, as the kernel's statistics are.
+/// Counts over four spans: since the last reset, and the last five minutes, hour and day, decaying
+/// as the kernel's statistics do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spans {
+    /// Since the last reset.
+    pub total: Counts,
+    /// The last five minutes.
+    pub five_minute: Counts,
+    /// The last hour.
+    pub hour: Counts,
+    /// The last day.
+    pub day: Counts,
+}
+
+impl Add for Spans {
+    type Output = Spans;
+    fn add(self, other: Spans) -> Spans {
+        Spans {
+            total: self.total + other.total,
+            five_minute: self.five_minute + other.five_minute,
+            hour: self.hour + other.hour,
+            day: self.day + other.day,
+        }
+    }
+}
+
+/// The statistics of a volume or a set, made of counters that only grow.
 #[derive(Default)]
 pub struct Windows {
-    base: Counts,
+    /// What the spans held at `last`.
+    spans: Spans,
     last: Counts,
-    /// What the last five minutes brought, decaying.
-    pub five_minute: Counts,
-    /// What the last hour brought, decaying.
-    pub hour: Counts,
-    /// What the last day brought, decaying.
-    pub day: Counts,
 }
 
 /// Seconds between two calls of [`Windows::tick`].
 pub const TICK_S: u64 = 10;
 
 impl Windows {
-    /// Takes the counters in; called every [`TICK_S`] seconds.
+    /// Takes the counters in and lets the windows decay; called every [`TICK_S`] seconds.
     pub fn tick(&mut self, now: Counts) {
         let fresh = now - self.last;
+        self.spans.total = self.spans.total + fresh;
         self.last = now;
         for (window, span_s) in [
-            (&mut self.five_minute, 300),
-            (&mut self.hour, 3600),
-            (&mut self.day, 86400),
+            (&mut self.spans.five_minute, 300),
+            (&mut self.spans.hour, 3600),
+            (&mut self.spans.day, 86400),
         ] {
             let ticks = span_s / TICK_S;
             *window = window.scaled(ticks - 1, ticks) + fresh;
         }
     }
 
-    /// The counts since the last reset.
-    pub fn total(&self, now: Counts) -> Counts {
-        now - self.base
+    /// The statistics now, with what was counted since the last tick.
+    pub fn spans(&self, now: Counts) -> Spans {
+        let fresh = now - self.last;
+        self.spans
+            + Spans {
+                total: fresh,
+                five_minute: fresh,
+                hour: fresh,
+                day: fresh,
+            }
     }
 
     /// Starts anew from zero.
     pub fn reset(&mut self, now: Counts) {
         *self = Windows {
-            base: now,
             last: now,
             ..Windows::default()
         };
+    }
+
+    /// Goes on from earlier statistics: those of a volume that was gone meanwhile.
+    pub fn resume(&mut self, earlier: Spans) {
+        self.spans = self.spans + earlier;
     }
 }
 
@@ -193,13 +245,38 @@ mod tests {
             cache_hits: 300,
             ..Counts::default()
         };
+        // They count from the first second, not from the first tick.
+        assert_eq!(windows.spans(now).five_minute.cache_hits, 300);
         windows.tick(now);
-        assert_eq!(windows.five_minute.cache_hits, 300);
+        assert_eq!(windows.spans(now).five_minute.cache_hits, 300);
         windows.tick(now);
-        assert_eq!(windows.five_minute.cache_hits, 290);
         now.cache_misses = 100;
-        assert_eq!(windows.total(now).hit_ratio(), 75);
+        let spans = windows.spans(now);
+        assert_eq!(spans.five_minute.cache_hits, 290);
+        assert_eq!(spans.day.cache_misses, 100);
+        assert_eq!(spans.total.hit_ratio(), 75);
         windows.reset(now);
-        assert_eq!(windows.total(now), Counts::default());
+        assert_eq!(windows.spans(now), Spans::default());
+        windows.resume(spans);
+        assert_eq!(windows.spans(now), spans);
+    }
+
+    #[test]
+    fn a_sum_never_falls_when_a_front_goes() {
+        let (volume, set) = (Totals::default(), Totals::default());
+        for n in 1..=3 {
+            let counting = Counting::default();
+            volume.add(&counting);
+            set.add(&counting);
+            counting.reads.add(n);
+        }
+        let last = Counting::default();
+        volume.add(&last);
+        assert_eq!((volume.sum().reads, set.sum().reads), (6, 6));
+        assert_eq!(
+            volume.0.lock().unwrap().0.len(),
+            1,
+            "closed ones are not kept"
+        );
     }
 }

@@ -309,7 +309,7 @@ fn a_clean_copy_gets_a_uuid_of_its_own_only_when_that_is_confirmed() {
     let new = json(&run(&["show", "--json", &clean]));
     assert_ne!(new[0]["uuid"], old[0]["uuid"]);
     assert!(text(&done.stdout).contains(new[0]["uuid"].as_str().expect("a text")));
-    assert_eq!(new[0]["set_uuid"], "00000000-0000-0000-0000-000000000000");
+    assert_eq!(new[0]["set_uuid"], Value::Null);
     assert_eq!(
         (&new[0]["state"], &new[0]["checksum_ok"]),
         (&"none".into(), &true.into())

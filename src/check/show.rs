@@ -45,8 +45,8 @@ pub struct Common {
     pub version: u64,
     /// The device's uuid.
     pub uuid: String,
-    /// The set's uuid; zeros for none.
-    pub set_uuid: String,
+    /// The set's uuid; `None` for a device that is in no set.
+    pub set_uuid: Option<String>,
     /// The label.
     pub label: String,
     /// Counts writings.
@@ -114,7 +114,7 @@ macro_rules! common {
         Common {
             version: $sb.version,
             uuid: $sb.uuid.to_string(),
-            set_uuid: $sb.set_uuid.to_string(),
+            set_uuid: (!$sb.set_uuid.is_nil()).then(|| $sb.set_uuid.to_string()),
             label: label_text(&$sb.label),
             seq: $sb.seq,
             flags: format!("{:#x}", $sb.flags),

@@ -21,7 +21,7 @@ use super::{Kind, Part, Phase, Request, Step};
 use crate::disk::IoError;
 use crate::format::superblock::CacheMode;
 use crate::index::{Extent, TOGETHER};
-use crate::stats::FrontStats;
+use crate::stats::Counting;
 use crate::units::Sector;
 
 pub use read::{FILL_SECTORS_MAX, FILLS_MAX};
@@ -33,7 +33,7 @@ pub struct Front<L: Lane> {
     lane: L,
     volume: Arc<VolumeShared>,
     link: Option<Link>,
-    stats: Arc<FrontStats>,
+    stats: Counting,
     /// Host I/Os and fills in flight.
     in_flight: Cell<usize>,
     /// Reads that are about to be looked up together, [`TOGETHER`] at most.
@@ -312,7 +312,10 @@ impl<L: Lane> Front<L> {
     #[cold]
     fn backing_failed(&self, io: &L::Io, why: IoError) {
         if why.is_device_error() {
-            self.volume.health.failed(&self.volume.name);
+            let (at, sectors) = (io.start.get().0, io.sectors.get());
+            let what = "a host's I/O of";
+            let what = format!("{what} {sectors} sectors at sector {at} of the volume: {why}");
+            self.volume.health.failed(what);
         }
         io.failed.set(true);
     }

@@ -31,7 +31,7 @@ use crate::btree::{Backings, JournalFull, Tree};
 use crate::disk::{Disk, IoError, Latch};
 use crate::index::Extent;
 use crate::options::VolumeOption;
-use crate::stats::Counter;
+use crate::stats::Counting;
 use crate::task::{Executor, Notify, Work, either, work};
 use crate::units::{Inode, Sector};
 
@@ -88,8 +88,9 @@ pub struct Volume {
     under_dirty: RefCell<BTreeSet<Sector>>,
     /// Ranges that write-back is writing: those of a round.
     writing_back: RefCell<Ranges>,
-    /// Fills that came to nothing.
-    pub collisions: Counter,
+    /// What the owner counts of the volume: fills that came to nothing. The volume adds these
+    /// counters to its own, so that they outlive its place in the set.
+    pub counting: Counting,
     /// Counts changes, so that write-back can tell an idle volume.
     pub activity: Cell<u64>,
     /// Whether write-back works without being asked.
@@ -220,6 +221,8 @@ impl Owner {
         }
         let id = VolumeId(self.next_id.get());
         self.next_id.set(id.0 + 1);
+        let counting = Counting::default();
+        self.set.totals.add(&counting);
         let volume = Rc::new(Volume {
             number: number as u32,
             id,
@@ -236,7 +239,7 @@ impl Owner {
             throughs: RefCell::default(),
             under_dirty: RefCell::default(),
             writing_back: RefCell::default(),
-            collisions: Counter::default(),
+            counting,
             activity: Cell::new(0),
             writeback_running: Cell::new(true),
             writeback_percent: Cell::new(WRITEBACK_PERCENT),
@@ -552,7 +555,7 @@ impl Owner {
             !cached
         });
         if changed || cached || self.latch.check().is_err() || !self.tree.is_fresh(&extent) {
-            return volume.collisions.add(1);
+            return volume.counting.cache_miss_collisions.add(1);
         }
         // Not in the journal, which is for what must not be lost; the tree's own runs are flushed
         // for, also on the backing device, which may still lose what was read from it.

@@ -18,6 +18,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::owner::{Owner, Volume};
@@ -37,6 +38,9 @@ pub struct BackingHealth {
     errors: AtomicU64,
     limit: AtomicU64,
     disabled: AtomicBool,
+    /// The volume and its backing device, for messages.
+    names: Mutex<(String, String)>,
+    last: Mutex<Option<String>>,
 }
 
 impl Default for BackingHealth {
@@ -45,6 +49,8 @@ impl Default for BackingHealth {
             errors: AtomicU64::new(0),
             limit: AtomicU64::new(BACKING_ERROR_LIMIT),
             disabled: AtomicBool::new(false),
+            names: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 }
@@ -79,16 +85,34 @@ impl BackingHealth {
         self.disabled.store(disabled, Ordering::Relaxed);
     }
 
-    /// Counts an error of the device of this name.
-    pub fn failed(&self, name: &str) {
+    /// Says whose errors these are: a volume's, and its backing device's.
+    pub fn belongs_to(&self, volume: &str, device: &str) {
+        *lock(&self.names) = (volume.into(), device.into());
+    }
+
+    /// The last error of the device with its place, as `device: what failed: error`.
+    pub fn last_failure(&self) -> Option<String> {
+        let last = lock(&self.last).clone()?;
+        Some(format!("{}: {last}", lock(&self.names).1))
+    }
+
+    /// Counts an error of the device: what it failed to do, where, and why.
+    pub fn failed(&self, what: String) {
         let errors = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if errors >= self.limit() && !self.disabled.swap(true, Ordering::Relaxed) {
+            let (volume, device) = &*lock(&self.names);
             log::error!(
-                "the backing device of {name} has failed {errors} times (io_error_limit): what needs it \
-                 ends in errors until io_disable is set to false"
+                "volume {volume}: its backing device {device} has failed {errors} times \
+                 (io_error_limit), last {what}; what needs it ends in errors until \
+                 bdev_bcache_set_options {volume} io_disable=false"
             );
         }
+        *lock(&self.last) = Some(what);
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// How well a cache device serves its data.

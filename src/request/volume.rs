@@ -10,7 +10,7 @@ use super::trouble::BackingHealth;
 use crate::alloc::gens::Gens;
 use crate::format::superblock::CacheMode;
 use crate::index::{Domain, Index};
-use crate::stats::{Apart, FrontStats, Totals};
+use crate::stats::{Apart, Counting, Totals};
 use crate::units::{Sector, Uuid};
 
 /// What all reactors share of a cache set.
@@ -29,6 +29,8 @@ pub struct SetShared {
     pub fill_ok: AtomicBool,
     /// Set when the set has stopped for good.
     pub stopped: AtomicBool,
+    /// What the fronts of all its volumes count.
+    pub totals: Totals,
     /// Host reads and writes of volumes of the set so far, counted in coarse steps.
     ios: Apart<AtomicU64>,
     front_ids: Mutex<(Vec<u32>, u32)>,
@@ -45,6 +47,7 @@ impl SetShared {
             writeback_ok: AtomicBool::new(true),
             fill_ok: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
+            totals: Totals::default(),
             ios: Apart(AtomicU64::new(0)),
             front_ids: Mutex::new((Vec::new(), 0)),
         }
@@ -181,8 +184,13 @@ impl VolumeShared {
         &self.totals
     }
 
-    /// Counters for a new front.
-    pub fn new_stats(&self) -> Arc<FrontStats> {
-        self.totals.front()
+    /// Counters for a new front, which count for the volume and for the set that caches it.
+    pub fn new_stats(&self) -> Counting {
+        let counting = Counting::default();
+        self.totals.add(&counting);
+        if let Some(cache) = &self.cache {
+            cache.set.totals.add(&counting);
+        }
+        counting
     }
 }

@@ -126,7 +126,7 @@ pub(super) async fn flush_status(hub: Rc<Hub>, args: Args) -> Answer {
     Ok(json!({
         "in_progress": volume.flushing.is_running(),
         "failure": volume.flushing.failure(),
-        "dirty_bytes": volume.dirty_bytes(),
+        "dirty_bytes": report::dirty_bytes(&volume),
     }))
 }
 
@@ -176,7 +176,7 @@ pub(super) async fn register(hub: Rc<Hub>, args: Args) -> Answer {
     Ok(json!({
         "kind": kind,
         "uuid": found.uuid.to_string(),
-        "set": found.set.to_string(),
+        "set": (!found.set.is_nil()).then(|| found.set.to_string()),
     }))
 }
 

@@ -320,7 +320,7 @@ pub const METHODS: &[Method] = &[
                 "failure",
                 "why the last one failed, or that it was cancelled; null otherwise",
             ),
-            ("dirty_bytes", "data that are not written back yet"),
+            ("dirty_bytes", "data that are not written back yet; null where only the set knows, which is not running"),
         ],
         run: |hub, args| Box::pin(calls::flush_status(hub, args)),
         ..PLAIN
@@ -372,7 +372,7 @@ pub const METHODS: &[Method] = &[
     },
     Method {
         name: "bdev_bcache_get_stats",
-        help: "Hits, misses and bypassed bytes of a volume, or of all volumes of a set",
+        help: "Hits, misses and bypassed bytes of a volume, or of all that a set cached",
         params: &[ONE_NAME, ONE_SET],
         one_of: &["name", "set"],
         result: "an object with total (since the last reset), five_minute, hour and day (decaying averages), each an object",
@@ -403,14 +403,14 @@ pub const METHODS: &[Method] = &[
         fields: &[
             ("kind", "cache or backing"),
             ("uuid", "UUID of the device"),
-            ("set", "UUID of its cache set"),
+            ("set", "UUID of its cache set; null for a backing device that is in none"),
         ],
         run: |hub, args| Box::pin(calls::register(hub, args)),
         ..PLAIN
     },
     Method {
         name: "bdev_bcache_reset_stats",
-        help: "Start the statistics of a volume, or of all volumes of a set, from zero",
+        help: "Start the statistics of a volume, or of a set and its volumes, from zero",
         params: &[ONE_NAME, ONE_SET],
         one_of: &["name", "set"],
         run: |hub, args| Box::pin(calls::reset_stats(hub, args)),
@@ -566,7 +566,10 @@ const BDEV_FIELDS: &[Field] = &[
         "its number in the set; null while it is not attached",
     ),
     ("size_bytes", "size of the bdev"),
-    ("dirty_bytes", "data that are on the cache device alone"),
+    (
+        "dirty_bytes",
+        "data that are on the cache device alone; null where only its set knows, which is not running",
+    ),
     (
         "dirty_bytes_beyond_end",
         "those of them beyond the end of a backing device that has shrunk",

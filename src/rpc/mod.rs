@@ -46,32 +46,37 @@ fn invalid(message: impl Into<String>) -> RpcError {
     }
 }
 
+/// The JSON-RPC code, or negative errno, of an error.
+fn code_of(error: &SetError) -> i32 {
+    use SetError::*;
+    match error {
+        Invalid(_) => INVALID_PARAMS,
+        Open(_, OpenError::NotFound) | NoVolume(_) | NoSet(_) => -ENODEV,
+        Open(_, OpenError::Busy) | Busy(_) | Elsewhere(..) | Dirty(_) | WouldLose(_) => -EBUSY,
+        Open(_, OpenError::Unfit(_)) => -EINVAL,
+        Open(_, OpenError::Os(errno)) | Register(_, errno) => -errno,
+        Io(..) | Stopped(_) | WriteBack(_) => -EIO,
+        Occupied(_) | Foreign(..) | NameTaken(_) | Twin { .. } => -EEXIST,
+        OlderCopy { .. } | Misfit(..) | AbsentVolume { .. } | Beyond { .. } => -EBUSY,
+        LeftAlone { .. } => -ENODEV,
+        NoSuper(_) | Misaligned { .. } | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
+        Super(..)
+        | Journal(..)
+        | JournalKey { .. }
+        | Prios(..)
+        | NoUuids(_)
+        | UuidKey(..)
+        | Tree(..) => -EILSEQ,
+        CacheMissing { .. } | NotInSet { .. } => -ENODEV,
+        NoRoom(_) | NoSpace(_) => -ENOSPC,
+        HalfWay(half) => code_of(&half.error),
+    }
+}
+
 impl From<SetError> for RpcError {
     fn from(error: SetError) -> RpcError {
-        use SetError::*;
-        let code = match &error {
-            Invalid(_) => INVALID_PARAMS,
-            Open(_, OpenError::NotFound) | NoVolume(_) | NoSet(_) => -ENODEV,
-            Open(_, OpenError::Busy) | Busy(_) | Elsewhere(..) | Dirty(_) | WouldLose(_) => -EBUSY,
-            Open(_, OpenError::Unfit(_)) => -EINVAL,
-            Open(_, OpenError::Os(errno)) | Register(_, errno) => -errno,
-            Io(..) | Stopped(_) => -EIO,
-            Occupied(_) | Foreign(..) | NameTaken(_) | Twin { .. } => -EEXIST,
-            OlderCopy { .. } | Misfit(..) | AbsentVolume { .. } | Beyond { .. } => -EBUSY,
-            LeftAlone { .. } => -ENODEV,
-            NoSuper(_) | Misaligned { .. } | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
-            Super(..)
-            | Journal(..)
-            | JournalKey { .. }
-            | Prios(..)
-            | NoUuids(_)
-            | UuidKey(..)
-            | Tree(..) => -EILSEQ,
-            CacheMissing { .. } | NotInSet { .. } => -ENODEV,
-            NoRoom(_) | NoSpace(_) => -ENOSPC,
-        };
         RpcError {
-            code,
+            code: code_of(&error),
             message: error.to_string(),
         }
     }

@@ -8,7 +8,6 @@ use super::Answer;
 use crate::format::superblock::{BackingState, CacheMode, Super};
 use crate::options::{Table, Value as OptionValue};
 use crate::set::cache::CacheSet;
-use crate::set::error::SetError;
 use crate::set::hub::Hub;
 use crate::set::identity::LeftAlone;
 use crate::set::options::{read_set, read_volume};
@@ -38,6 +37,14 @@ fn options<O: Table>(read: impl Fn(O) -> Option<OptionValue>) -> Value {
     let rows = O::ALL.iter();
     let values = rows.filter_map(|&o| Some((o.row().name.to_string(), read(o)?.to_json())));
     Value::Object(values.collect())
+}
+
+/// The dirty bytes of a volume; null where only its set knows, which is not running.
+pub fn dirty_bytes(volume: &Volume) -> Value {
+    match volume.is_waiting() {
+        true => Value::Null,
+        false => json!(volume.dirty_bytes()),
+    }
 }
 
 /// The bdevs that hold sets and volumes, caches first.
@@ -74,7 +81,7 @@ fn bdev(hub: &Hub, volume: &Volume) -> Value {
         "set": set.map(|s| s.to_string()),
         "inode": volume.inode().map(|i| i.0),
         "size_bytes": size_sectors * BYTES,
-        "dirty_bytes": volume.dirty_bytes(),
+        "dirty_bytes": dirty_bytes(volume),
         "io_errors": volume.backing.as_ref().map(|b| b.health.errors()),
         "options": options(|o| read_volume(volume, o)),
         "reason": *volume.reason.borrow(),
@@ -247,49 +254,29 @@ fn counts(c: &Counts) -> Value {
     })
 }
 
-/// The volume of a name, or, without one, the volumes of a set.
-fn about(hub: &Hub, name: Option<&str>, set: &str) -> Result<Vec<Rc<Volume>>, SetError> {
-    match name {
-        Some(name) => Ok(vec![hub.volume(name)?]),
-        None => Ok(hub.volumes_of(&hub.set(set)?)),
-    }
-}
-
-fn totals(volume: &Volume) -> Counts {
-    let mut now = volume.totals.sum();
-    if let Some(link) = &*volume.link.borrow() {
-        now.cache_miss_collisions += link.volume.collisions.get();
-    }
-    now
-}
-
-/// The statistics of a volume, or of all volumes of a set.
+/// The statistics of a volume, or, without a name, of a set.
 pub fn stats(hub: &Hub, name: Option<&str>, set: &str) -> Answer {
-    let mut sums = [Counts::default(); 4];
-    for volume in about(hub, name, set)? {
-        let windows = volume.windows.borrow();
-        let values = [
-            windows.total(totals(&volume)),
-            windows.five_minute,
-            windows.hour,
-            windows.day,
-        ];
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum = *sum + value;
-        }
-    }
+    let spans = match name {
+        Some(name) => hub.volume(name)?.spans(),
+        None => hub.set(set)?.spans(),
+    };
     Ok(json!({
-        "total": counts(&sums[0]),
-        "five_minute": counts(&sums[1]),
-        "hour": counts(&sums[2]),
-        "day": counts(&sums[3]),
+        "total": counts(&spans.total),
+        "five_minute": counts(&spans.five_minute),
+        "hour": counts(&spans.hour),
+        "day": counts(&spans.day),
     }))
 }
 
-/// Starts the statistics of a volume, or of all volumes of a set, from zero.
+/// Starts the statistics of a volume, or of a set and all its volumes, from zero.
 pub fn reset(hub: &Hub, name: Option<&str>, set: &str) -> Answer {
-    for volume in about(hub, name, set)? {
-        volume.windows.borrow_mut().reset(totals(&volume));
+    match name {
+        Some(name) => hub.volume(name)?.reset_spans(),
+        None => {
+            let set = hub.set(set)?;
+            set.reset_spans();
+            hub.volumes_of(&set).iter().for_each(|v| v.reset_spans());
+        }
     }
     Ok(json!(true))
 }

@@ -39,6 +39,7 @@ use crate::limits::{
 use crate::request::owner::{self, Owner};
 use crate::request::volume::SetShared;
 use crate::rng::Rng;
+use crate::stats::Windows;
 use crate::task::{Executor, Work, breathe, either, work};
 use crate::units::{BucketNr, Inode, JournalSeq, SECTOR_BYTES, Sector, Uuid};
 use crate::writeback::Writeback;
@@ -77,6 +78,8 @@ pub struct CacheSet {
     pub on_error: Cell<OnError>,
     /// Its moving gc.
     pub mover: Rc<Mover>,
+    /// Its statistics over time.
+    pub windows: RefCell<Windows>,
     uuids: RefCell<Vec<UuidEntry>>,
     /// It is about to stop: no volume comes to it any more.
     pub(super) closing: Cell<bool>,
@@ -438,6 +441,7 @@ impl CacheSet {
             writeback,
             on_error: Cell::default(),
             mover,
+            windows: RefCell::default(),
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             closing: Cell::new(false),
             unregistering: Job::default(),

@@ -89,6 +89,7 @@ impl Hub {
     async fn finish_close(&self, volume: &Rc<Volume>) {
         volume.shared.take();
         self.keep_options(volume);
+        self.keep_figures(volume);
         let link = volume.link.borrow().clone();
         if let Some(link) = link {
             // All fronts are gone; their last messages are in the ring before this returns.
@@ -152,8 +153,17 @@ impl Hub {
                 self.begin_close(&volume)
             }
         };
+        let device = volume.backing.as_ref().map(|b| b.disk.name());
         drop(volume);
-        self.closed(name, &closing).await
+        self.closed(name, &closing).await?;
+        match device {
+            Some(device) => log::info!(
+                "volume {name} is deleted; {device} keeps its data, and bdev_bcache_register brings it \
+                 back"
+            ),
+            None => log::info!("volume {name} is deleted; its set keeps its data"),
+        }
+        Ok(())
     }
 
     /// What stands on a volume, directly or through other bdevs: a volume's name, or a set.
@@ -249,6 +259,7 @@ impl Hub {
     /// As [`stop_empty`](Self::stop_empty), for an operation that has the set's turn.
     pub(super) async fn stop_in_turn(&self, set: &Rc<CacheSet>) -> Result<(), SetError> {
         self.keep_set_options(set);
+        self.keep_set_figures(set);
         let done = set.stop().await;
         self.sets.borrow_mut().retain(|s| !Rc::ptr_eq(s, set));
         self.changed.notify();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::cache::CacheSet;
 use super::error::SetError;
+use super::explain::{half_way, write_back_failed};
 use super::hub::Hub;
 use super::identity::dirty_beyond;
 use super::join::{drop_beyond, drop_keys, leave};
@@ -98,13 +99,20 @@ impl Hub {
         for flash in volumes.iter().filter(|volume| volume.backing.is_none()) {
             self.check_no_user(flash)?;
         }
-        for volume in volumes {
-            if volume.backing.is_some() && volume.check_open().is_ok() {
-                if set.unregistering.is_cancelled() {
-                    return Err(cancelled("unregistering", uuid));
-                }
-                self.detach(&volume.name, false).await?;
+        let goes = |v: &&Rc<Volume>| v.backing.is_some() && v.check_open().is_ok();
+        let names: Vec<String> = volumes
+            .iter()
+            .filter(goes)
+            .map(|v| v.name.clone())
+            .collect();
+        drop(volumes);
+        for (nth, name) in names.iter().enumerate() {
+            let (done, left) = names.split_at(nth);
+            if set.unregistering.is_cancelled() {
+                return Err(half_way(set, done, left, cancelled("unregistering", uuid)));
             }
+            let detached = self.detach(name, false).await;
+            detached.map_err(|error| half_way(set, done, &left[1..], error))?;
         }
         self.stop_set(uuid).await
     }
@@ -210,7 +218,7 @@ impl Hub {
     /// Waits until nothing is dirty. Returns the volume's turn, with which nothing becomes dirty and
     /// the backing device is flushed.
     async fn write_back(&self, volume: &Rc<Volume>, link: &Link) -> Result<Turn, SetError> {
-        let failed = |e| SetError::Io(volume.name.clone(), e);
+        let failed = |e| write_back_failed(volume, &link.set, e);
         let done = Cell::new(None);
         let clean = async { done.set(Some(link.set.writeback.clean_all(&link.volume).await)) };
         either(clean, volume.detaching.cancelled()).await;
@@ -259,7 +267,7 @@ impl Hub {
                 let link = link.clone();
                 stay(volume, &Leaving { link, around });
             }
-            return Err(SetError::Io(volume.name.clone(), error));
+            return Err(write_back_failed(volume, &link.set, error));
         }
         volume.link.take();
         self.reshape(volume).await?;

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::explain::{HalfWay, WriteBackFailed};
 use super::host::OpenError;
 use crate::alloc::prios::PrioReadError;
 use crate::btree::LoadError;
@@ -168,6 +169,10 @@ pub enum SetError {
     NoSet(String),
     /// Something that cannot be done in the state that things are in, and why.
     Busy(String),
+    /// Dirty data could not be written back; they stay on the cache device.
+    WriteBack(WriteBackFailed),
+    /// An operation on all volumes of a set ended before the last one.
+    HalfWay(HalfWay),
     /// The bdev could not be registered (errno).
     Register(String, i32),
 }
@@ -283,6 +288,8 @@ impl fmt::Display for SetError {
             Stopped(why) => write!(f, "the cache set has stopped: {why}"),
             NameTaken(name) => write!(f, "the name {name} is taken; choose another"),
             NoVolume(name) => write!(f, "there is no bcache volume {name}"),
+            WriteBack(failed) => failed.fmt(f),
+            HalfWay(half) => half.fmt(f),
             NoSet(set) => write!(f, "cache set {set} is not running"),
             Register(name, errno) => {
                 write!(f, "bdev {name} could not be registered (errno {errno})")

@@ -67,6 +67,8 @@ impl Hub {
         self.closed(name, &closing).await?;
         let _turn = self.turns.take(&[Place::Set(link.set.set_uuid())]).await;
         self.later.borrow_mut().volumes.remove(name);
+        self.drop_figures(uuid);
+        log::info!("volume {name} is deleted with its {bytes} bytes of data");
         self.drop_member(&link.set, link.volume.inode, Some(uuid))
             .await
     }

@@ -218,7 +218,19 @@ pub fn new_cache(
         block_sectors as u16,
         bucket,
     )
-    .map_err(|e| SetError::Super(disk.name(), e))?;
+    .map_err(|e| match (e, bucket_kb) {
+        (SuperError::TooFewBuckets { nbuckets }, Some(kb)) => {
+            let most = (disk.size_sectors() / MIN_NBUCKETS_STARTED / 2).max(4);
+            let most = 1u64 << most.ilog2();
+            SetError::Invalid(format!(
+                "{}: bucket_size_kb {kb} is too large: the device of {} KiB would have {nbuckets} \
+                 buckets; choose at most {most}",
+                disk.name(),
+                disk.size_sectors() / 2
+            ))
+        }
+        (error, _) => SetError::Super(disk.name(), error),
+    })?;
     sb.set_ran_on(&RanOn::new(disk.kind(), disk.size_sectors()));
     let journal_blocks = journal_buckets(sb.nbuckets) * u64::from(bucket / block_sectors);
     if journal_blocks < JOURNAL_BLOCKS_MIN {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::cache::CacheSet;
 use super::claims::Claims;
 use super::error::SetError;
+use super::explain::write_back_failed;
 use super::host::Host;
 use super::identity::LeftAlone;
 use super::options::Later;
@@ -24,7 +25,7 @@ use super::waiting::Waits;
 use crate::disk::Disk;
 use crate::format::superblock::CacheMode;
 use crate::request::volume::VolumeShared;
-use crate::stats::TICK_S;
+use crate::stats::{Spans, TICK_S};
 use crate::task::{Executor, Notify, either, measured};
 use crate::units::Uuid;
 
@@ -48,6 +49,8 @@ pub struct Hub {
     pub(super) ending: Cell<bool>,
     pub(super) waits: Waits,
     pub(super) later: RefCell<Later>,
+    /// Statistics of volumes and sets that were taken down.
+    pub(super) kept_spans: RefCell<BTreeMap<Uuid, Spans>>,
     pub(super) claims: Claims,
     /// Devices that examine found and did not bring up, by bdev.
     pub(super) left: RefCell<BTreeMap<String, LeftAlone>>,
@@ -71,6 +74,7 @@ impl Hub {
             ending: Cell::new(false),
             waits: Waits::default(),
             later: RefCell::default(),
+            kept_spans: RefCell::default(),
             claims: Claims::default(),
             left: RefCell::default(),
             examine_exclude: RefCell::default(),
@@ -82,9 +86,7 @@ impl Hub {
             loop {
                 exec.sleep_us(TICK_S * 1_000_000).await;
                 let Some(hub) = ticking.upgrade() else { return };
-                for volume in hub.volumes() {
-                    volume.windows.borrow_mut().tick(volume.totals.sum());
-                }
+                hub.tick();
             }
         });
         hub.exec
@@ -214,9 +216,7 @@ impl Hub {
             volume.reason.take();
         }
         self.apply_later(volume);
-        let mut volumes = self.volumes.borrow_mut();
-        volumes.insert(volume.name.clone(), volume.clone());
-        drop(volumes);
+        self.admit(volume);
         log::info!("volume {} is up", volume.name);
         self.waits.has_come(&volume.name);
         self.changed.notify();
@@ -300,7 +300,7 @@ impl Hub {
             let pass = async { ended.set(Some(link.set.writeback.clean_pass(&link.volume).await)) };
             either(pass, volume.flushing.cancelled()).await;
             let done = match ended.into_inner() {
-                Some(done) => done.map_err(|e| SetError::Io(name_of(&volume), e)),
+                Some(done) => done.map_err(|e| write_back_failed(&volume, &link.set, e)),
                 None => Err(SetError::Busy("it was cancelled".into())),
             };
             if let Err(error) = run.end(done) {
@@ -364,10 +364,4 @@ impl Hub {
             closing.wait().await;
         }
     }
-}
-
-/// The device that a volume is written back to, for messages.
-fn name_of(volume: &Volume) -> String {
-    let backing = volume.backing.as_ref();
-    backing.map_or_else(|| volume.name.clone(), |b| b.disk.name())
 }

@@ -135,10 +135,7 @@ impl Hub {
             self.note_return(set, inode, &backing).await;
         }
         let owned = set.add_volume(inode, Some(&backing));
-        *volume.link.borrow_mut() = Some(Link {
-            set: set.clone(),
-            volume: owned,
-        });
+        *volume.link.borrow_mut() = Some(Link::new(set, owned, &volume.totals));
         volume.lost.take();
         self.apply_later(volume);
         Ok(())

@@ -90,8 +90,10 @@ impl Hub {
     /// A volume that was taken down is listed as one that waits for its set.
     fn wait_again(&self, volume: &Volume) {
         let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
-        let mut volumes = self.volumes.borrow_mut();
-        volumes.entry(again.name.clone()).or_insert(again);
+        let is_listed = self.volumes.borrow().contains_key(&again.name);
+        if !is_listed {
+            self.admit(&again);
+        }
     }
 
     /// Takes a volume out of a set whose device goes, with its bdev untouched.

@@ -4,8 +4,9 @@
 //! `detach`, `closing` and [`options`], in `turns`; [`job`] is what of that can be cancelled;
 //! [`cache`] is one running set, [`volume`] one volume, [`identity`] tells copies and parts of a device
 //! from it and names volumes, `claims` keeps two operations from taking the same, `failure` says what
-//! becomes of volumes when their cache device fails, [`mod@format`] makes devices of bcache's and tells
-//! what a device holds; [`host`] is what they ask of the world.
+//! becomes of volumes when their cache device fails, `figures` keeps their statistics, [`explain`] words
+//! failures, [`mod@format`] makes devices of bcache's and tells what a device holds; [`host`] is what they
+//! ask of the world.
 
 pub mod backings;
 pub mod cache;
@@ -14,7 +15,9 @@ mod closing;
 pub mod create;
 mod detach;
 pub mod error;
+pub mod explain;
 mod failure;
+mod figures;
 mod flash;
 pub mod format;
 pub mod host;

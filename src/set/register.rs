@@ -123,8 +123,8 @@ impl Hub {
                 later.bdevs.insert(bdev.into());
                 Ok(())
             }
-            Err(error @ SetError::CacheMissing { .. }) => {
-                log::warn!("{error}");
+            Err(SetError::CacheMissing { device, set }) => {
+                log_waiting(&device, set);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -210,15 +210,13 @@ impl Hub {
             if let Err(error) = self.check_end(&volume, &set, false) {
                 // It waits, and keeps its name, until it is told to run or has its size back.
                 *volume.reason.borrow_mut() = Some(error.to_string());
-                let name = volume.name.clone();
-                self.volumes.borrow_mut().insert(name, volume);
+                self.admit(&volume);
                 return Err(error);
             }
             self.join(&volume, &set, false).await?;
             self.show(&volume)?;
         } else {
-            let name = volume.name.clone();
-            self.volumes.borrow_mut().insert(name, volume);
+            self.admit(&volume);
             if sb.state() == BackingState::Dirty {
                 return Err(SetError::CacheMissing {
                     device: backing.disk.name(),
@@ -226,7 +224,11 @@ impl Hub {
                 });
             }
             let bdev = backing.disk.name();
-            log::warn!("{bdev} waits for cache set {}", sb.set_uuid);
+            log::info!(
+                "volume {} on {bdev} waits for cache set {}",
+                volume.name,
+                sb.set_uuid
+            );
         }
         Ok(answer)
     }
@@ -254,7 +256,7 @@ impl Hub {
         let name = disk.name();
         log::info!("{name}: starting cache set {}", sb.set_uuid);
         let set = CacheSet::start(&*self.host, self.exec.clone(), disk, sb).await?;
-        self.sets.borrow_mut().push(set.clone());
+        self.admit_set(&set);
         self.watch(&set);
         let options = self.later.borrow_mut().sets.remove(&set.set_uuid());
         if let Some(options) = options {
@@ -327,10 +329,7 @@ impl Hub {
         let volume = Volume::new(name.clone(), entry.uuid, None);
         *volume.reason.borrow_mut() = reason;
         let owned = set.add_volume(inode, None);
-        let link = Link {
-            set: set.clone(),
-            volume: owned,
-        };
+        let link = Link::new(set, owned, &volume.totals);
         let shared = volume.view(Some(&link), entry.sectors);
         *volume.link.borrow_mut() = Some(link);
         self.apply_later(&volume);
@@ -372,8 +371,7 @@ impl Hub {
             Err(error @ (SetError::Twin { .. } | SetError::OlderCopy { .. })) => {
                 self.leave_alone(bdev, size_sectors, found, &error);
             }
-            // Its cache device may be examined next.
-            Err(error @ SetError::CacheMissing { .. }) => log::warn!("{error}"),
+            Err(SetError::CacheMissing { device, set }) => log_waiting(&device, set),
             Err(SetError::Open(name, OpenError::Unfit(why))) => {
                 log::warn!("{name} bears a superblock of bcache and is not started: {why}");
             }
@@ -410,6 +408,11 @@ impl RegisterAs {
             ))),
         }
     }
+}
+
+/// A backing device came before its cache device, as at many a boot: no reason to warn.
+fn log_waiting(device: &str, set: Uuid) {
+    log::info!("{device} has dirty data on cache set {set}, and waits for it");
 }
 
 fn registered_cache(set: &CacheSet) -> Registered {

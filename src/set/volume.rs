@@ -51,9 +51,11 @@ impl Backing {
     /// A backing device whose superblock is as given on disk.
     pub fn new(disk: Rc<dyn Disk>, superblock: BackingSuper) -> Rc<Backing> {
         let health: Arc<BackingHealth> = Arc::default();
-        let (counted, name) = (health.clone(), disk.name());
+        let counted = health.clone();
         Rc::new(Backing {
-            watched: Rc::new(Watched::new(disk.clone(), move || counted.failed(&name))),
+            watched: Rc::new(Watched::new(disk.clone(), move |failure| {
+                counted.failed(failure.to_string())
+            })),
             health,
             on_loss: OnLoss::default(),
             disk,
@@ -203,6 +205,17 @@ pub struct Link {
     pub volume: Rc<owner::Volume>,
 }
 
+impl Link {
+    /// A volume's place in a set. What the set's owner counts of the volume is the volume's, too.
+    pub fn new(set: &Rc<CacheSet>, owned: Rc<owner::Volume>, totals: &Totals) -> Link {
+        totals.add(&owned.counting);
+        Link {
+            set: set.clone(),
+            volume: owned,
+        }
+    }
+}
+
 /// A volume.
 pub struct Volume {
     /// The name of its bdev.
@@ -236,6 +249,9 @@ pub struct Volume {
 impl Volume {
     /// A volume that is not shown yet.
     pub fn new(name: String, uuid: Uuid, backing: Option<Rc<Backing>>) -> Rc<Volume> {
+        if let Some(backing) = &backing {
+            backing.health.belongs_to(&name, &backing.disk.name());
+        }
         Rc::new(Volume {
             name,
             uuid,
@@ -297,7 +313,12 @@ impl Volume {
         self.shared.borrow().is_some()
     }
 
-    /// Dirty bytes on the cache device.
+    /// Whether it waits for a cache set, which is not running.
+    pub fn is_waiting(&self) -> bool {
+        !self.is_running() && self.link.borrow().is_none()
+    }
+
+    /// Dirty bytes on the cache device; 0 where they are not known, because it waits for its set.
     pub fn dirty_bytes(&self) -> u64 {
         let link = self.link.borrow();
         let held = link

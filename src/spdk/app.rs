@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char};
 
-use super::sys;
+use super::{pages, sys};
 
 /// Runs SPDK's framework with the arguments of the command line, the program's name first, until
 /// it is told to stop (a signal, or the RPC `spdk_kill_instance`). Returns the exit status.
@@ -11,7 +11,12 @@ use super::sys;
 /// socket, `-s` memory, `--huge-unlink`, `--wait-for-rpc`, `-S` folder of vhost's sockets, `-f`
 /// file for the process id.
 pub fn run(args: impl Iterator<Item = String>) -> i32 {
+    let args: Vec<String> = args.collect();
+    if let Some(missing) = pages::missing(&args) {
+        eprintln!("bcache_tgt: {missing}");
+    }
     // An argument with a NUL in it cannot come from a command line.
+    let args = args.into_iter();
     let args: Vec<CString> = args.filter_map(|arg| CString::new(arg).ok()).collect();
     // getopt changes the order of the pointers and SPDK keeps some: neither list is ever freed.
     let args: &'static [CString] = args.leak();

@@ -11,7 +11,7 @@
 //!                          flush    how a device is flushed, and what that is worth
 //!                          ended    how SPDK says that an I/O ended, and what is tried again
 //!                          zeros    which bdevs read zeros of what was unmapped
-//!                          poller · dma · thread · log · app
+//!                          poller · dma · thread · log · app · pages  free huge pages
 //!                          sys      what bindgen read in spdk/bcache.h
 //! ```
 //!
@@ -32,6 +32,7 @@ pub mod json;
 pub mod lane;
 pub mod log;
 pub mod module;
+mod pages;
 pub mod poller;
 pub mod rpc;
 pub mod sys;

@@ -1,7 +1,9 @@
 """The judge itself: blkio must find every kind of wrong sector, or its silence means nothing."""
 
+import os
 import shutil
 import struct
+import subprocess
 
 import pytest
 
@@ -78,3 +80,37 @@ def test_unflushed_writes_may_be_lost_and_flushed_ones_not(written, folder):
     images.patch(image, sector * images.SECTOR, bytes(images.SECTOR))
     text = tools.run(written.tool, "verify", image, "state=%s" % state, "log=%s" % log, expect=(1,))
     assert "sector %d: want version" % sector in text and "bad=1 " in text
+
+
+def fake_pages(folder, have, free, reserved=0):
+    """A folder like the kernel's of 2 MiB huge pages, in which asking for more gives none."""
+    for name, count in (("nr", have), ("free", free), ("resv", reserved)):
+        (folder / (name + "_hugepages")).write_text("%d\n" % count)
+    return folder
+
+
+def hugepages(folder, pages, expect=0):
+    """Runs spdk/hugepages.sh on such a folder; returns what it said."""
+    done = subprocess.run([tools.ROOT / "spdk" / "hugepages.sh", str(pages)], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "HUGEPAGES_SYSFS": str(folder)}, check=False)
+    assert done.returncode == expect, done
+    return done.stderr
+
+
+def test_free_huge_pages_are_counted_not_those_that_others_hold(folder):
+    fake = fake_pages(folder, 3000, 900, reserved=100)
+    assert hugepages(fake, 800) == "" and (fake / "nr_hugepages").read_text() == "3000\n"
+    # reserved ones are as good as taken
+    assert "800 of 3010" in hugepages(fake, 810) and (fake / "nr_hugepages").read_text() == "3010\n"
+    fake = fake_pages(folder, 3000, 5)
+    said = hugepages(fake, 300, expect=1)
+    assert "only 5 of" in said and "end the programs" in said and "hugepages.sh 300" in said
+
+
+def test_what_huge_pages_are_missing_is_said_before_the_target_starts(folder):
+    """A terabyte is never free: SPDK fails in its own words, behind ours."""
+    done = subprocess.run([tools.built("bcache_tgt"), "-s", "1000000", "-r", folder / "s", "--huge-unlink", "--no-pci"],
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    first = done.stderr.splitlines()[0]
+    assert "1000000 MiB of huge pages are needed" in first and "spdk/hugepages.sh 500000" in first, done.stderr

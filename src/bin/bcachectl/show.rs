@@ -100,7 +100,7 @@ fn lines(shown: &Shown) -> Vec<(&'static str, String)> {
         lines.extend([
             ("version", common.version.to_string()),
             ("uuid", common.uuid.clone()),
-            ("set uuid", common.set_uuid.clone()),
+            ("set uuid", common.set_uuid.clone().unwrap_or("none".into())),
             ("label", common.label.clone()),
             ("sequence", common.seq.to_string()),
             ("flags", common.flags.clone()),
