@@ -607,3 +607,27 @@ fn a_start_waits_for_its_volumes_and_not_for_dead_ones() {
     assert_eq!(machine.run(wait(&name)).expect("it is up"), true);
     machine.die();
 }
+
+#[test]
+fn calls_about_a_volume_that_is_being_made_wait_for_it() {
+    let (fast, slow) = (blank("fast"), blank("slow"));
+    let machine = Machine::new(&[&fast, &slow]);
+    let call = |method, params| machine.start(rpc::call(machine.hub.clone(), method, params));
+    let devices = json!({"name": "Vol0", "cache_bdev": "fast", "backing_bdev": "slow"});
+    let calls = [
+        call("bdev_bcache_create", devices),
+        call("bdev_bcache_detach", json!({"name": "Vol0"})),
+        call("bdev_bcache_delete", json!({"name": "Vol0"})),
+    ];
+    machine.until("all calls", || calls.iter().all(|c| c.borrow().is_some()));
+    for nth in [0, 2] {
+        assert!(
+            calls[nth]
+                .borrow()
+                .as_ref()
+                .is_some_and(|done| done.is_ok())
+        );
+    }
+    assert!(machine.hub.volumes().is_empty() && machine.host.shown().is_empty());
+    machine.die();
+}

@@ -136,7 +136,7 @@ impl Hub {
     /// # Errors
     /// There is no such volume, another one stands on it, or it could not be taken away in time.
     pub async fn delete(&self, name: &str) -> Result<(), SetError> {
-        let volume = match self.volume(name) {
+        let volume = match self.volume_soon(name).await {
             Err(SetError::LeftAlone { device, .. }) => {
                 // There is no bdev: it is not listed any more.
                 self.left.borrow_mut().remove(&device);

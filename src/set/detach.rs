@@ -52,7 +52,7 @@ impl Hub {
     /// # Errors
     /// See [`SetError`]; the volume stays attached then.
     pub async fn detach(&self, name: &str, discard_dirty: bool) -> Result<(), SetError> {
-        let volume = self.volume(name)?;
+        let volume = self.volume_soon(name).await?;
         let Some(run) = volume.detaching.begin() else {
             volume.detaching.ended().await;
             let failure = volume.detaching.failure();

@@ -73,6 +73,11 @@ impl Turns {
         !self.held.borrow().is_empty()
     }
 
+    /// Whether an operation is at a place.
+    pub fn is_taken(&self, place: &Place) -> bool {
+        self.held.borrow().contains(place)
+    }
+
     /// Waits until an operation ends.
     pub async fn freed(&self) {
         self.freed.wait().await;
@@ -150,6 +155,21 @@ impl Hub {
         places
     }
 
+    /// The volume of a name. Where one of that name is just being made, waits for it: calls have the
+    /// effect of the order in which they came.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn volume_soon(&self, name: &str) -> Result<Rc<Volume>, SetError> {
+        let place = Place::Volume(name.into());
+        loop {
+            match self.volume(name) {
+                Err(_) if self.turns.is_taken(&place) => self.turns.freed().await,
+                found => return found,
+            }
+        }
+    }
+
     /// A turn on a volume that stays, with its set.
     ///
     /// # Errors
@@ -168,7 +188,7 @@ impl Hub {
         more: &[Place],
     ) -> Result<(Turn, Rc<Volume>), SetError> {
         loop {
-            let volume = self.volume(name)?;
+            let volume = self.volume_soon(name).await?;
             volume.check_open()?;
             let mut places = Self::places_of(&volume);
             let own = places.clone();
