@@ -1,6 +1,6 @@
 //! Options as data: names, types, ranges, defaults and help, and values that have been checked.
 //!
-//! Everything that depends on which options exist is derived from the tables in [`rows`]: parsing and
+//! Everything that depends on which options exist is derived from the tables in `rows`: parsing and
 //! checks, the `options` objects of the reports, `save_config`, what `when_up` keeps, the rpc.py plugin
 //! and docs/rpc.md. This module knows no set and no volume; `set::options` reads and applies values.
 //!

@@ -3,7 +3,7 @@
 //! A superblock may be seen through several bdevs: a copy, a snapshot, a second path, a leg of an
 //! array. One of them at most is used at a time. A second one with a UUID that is in use is refused
 //! ([`SetError::Twin`]). Where only one is there, the superblock's note of what it last ran on tells:
-//! examine does not take a smaller bdev, nor one of another kind ([`Hub::misfit`]); a call that names
+//! examine does not take a smaller bdev, nor one of another kind (`Hub::misfit`); a call that names
 //! the bdev does. What examine left alone is kept in a list with the reason, without being opened,
 //! so that it can still be made part of the bdev that it belongs to.
 //!

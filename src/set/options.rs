@@ -1,7 +1,7 @@
 //! How options are read and applied, and what waits for the volume or set that it is meant for.
 //!
 //! Which options exist, with their types, ranges and defaults, stands in [`crate::options`]; here
-//! each has one arm: in [`of_volume`], [`of_set`] or [`of_module`].
+//! each has one arm: in `of_volume`, `of_set` or `of_module`.
 //!
 //! A saved configuration is loaded before there are bdevs, let alone volumes. Options of what does
 //! not exist yet are kept in [`Later`] and applied when it comes up.
