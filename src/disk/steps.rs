@@ -117,13 +117,16 @@ mod tests {
         (rig, reserve)
     }
 
+    /// The memory of a transfer that has ended, and how it ended.
+    type Transferred = (Vec<u8>, Result<(), IoError>);
+
     fn start(
         exec: &Executor,
         (rig, reserve): &(Rc<Rig>, Rc<Reserve>),
         writes: bool,
         at: u64,
         mut data: Vec<u8>,
-    ) -> Rc<RefCell<Option<(Vec<u8>, Result<(), IoError>)>>> {
+    ) -> Rc<RefCell<Option<Transferred>>> {
         let (rig, reserve) = (rig.clone(), reserve.clone());
         let slot: Rc<RefCell<Option<_>>> = Rc::default();
         let out = slot.clone();
