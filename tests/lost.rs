@@ -57,10 +57,8 @@ impl Lab {
     }
 
     fn holds_all(&self, but: u64) -> bool {
-        let pieces = (0..8).filter(|&piece| piece != but);
-        pieces
-            .map(|piece| self.machine.holds("Vol0", piece * 8, 8, piece as u8 + 1))
-            .all(|right| right)
+        let mut pieces = (0..8).filter(|&piece| piece != but);
+        pieces.all(|piece| self.machine.holds("Vol0", piece * 8, 8, piece as u8 + 1))
     }
 
     fn running(&self) -> bool {

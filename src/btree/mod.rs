@@ -238,7 +238,7 @@ impl Tree {
     }
 
     /// Whether a crash may bring back a key in a range, of this map or an older one: then a deletion
-    /// must be durable before anything relies on the range not being cached. See [`remnants`].
+    /// must be durable before anything relies on the range not being cached. See `remnants`.
     pub fn may_come_back(&self, inode: Inode, start: Sector, end: Sector) -> bool {
         if self.remnants.borrow().first_in(inode, start, end).is_some() {
             return true;

@@ -1,10 +1,10 @@
 //! All sets and volumes of this process: what comes up, is joined, parted, taken down.
 //!
-//! Operations take turns ([`super::turns`]); each looks at everything first and refuses before it
+//! Operations take turns (`turns`); each looks at everything first and refuses before it
 //! writes. Steps are ordered so that a crash between any two leaves a state that the next start brings up,
 //! at worst with an entry in the uuid table that nothing uses. How volumes are made stands in
 //! [`super::create`], how they come up by themselves in [`super::register`], how they come to a set
-//! in [`super::join`] and leave it in [`super::detach`], how they are taken down in [`super::closing`], those that live on a set alone in `flash`, and whose data a set
+//! in [`super::join`] and leave it in `detach`, how they are taken down in `closing`, those that live on a set alone in `flash`, and whose data a set
 //! holds in [`super::members`].
 
 use std::cell::{Cell, RefCell};

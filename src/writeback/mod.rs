@@ -16,9 +16,9 @@
 //! Volumes do not wait for each other: one task looks at all of them and waits for no device; a
 //! volume with something to do gets a task of its own, which alone holds its backing device, and
 //! which ends when nothing is left to do or nothing can be taken. What is known of a volume goes with
-//! it ([`line::Line`]).
+//! it (`line::Line`).
 //!
-//! Bounds: a task a volume; rounds as in [`round`]; 256 extents of a volume rest.
+//! Bounds: a task a volume; rounds as in `round`; 256 extents of a volume rest.
 
 mod line;
 mod rest;
