@@ -11,9 +11,9 @@ step() {
   "$@"
 }
 
-# Those of the tree's files whose first line names a shell, whether or not their names end in .sh.
+# Those of the tree's files whose names end in .sh, or whose first line names a shell.
 is_shell_script() {
-  [[ -f $1 ]] && head -c 64 "$1" | tr -d '\0' | head -n 1 | grep -qE '^#!.*\b(bash|sh)\b'
+  [[ $1 == *.sh ]] || head -c 64 "$1" | tr -d '\0' | head -n 1 | grep -qE '^#!.*\b(bash|sh)\b'
 }
 
 python_compiles() {

@@ -110,7 +110,7 @@ impl Memory for HeapBuf {
 }
 
 /// A zeroed buffer for the owner's I/O. When the huge pages are used up it comes from ordinary memory,
-/// and its I/O goes through the [`Reserve`](crate::disk::steps::Reserve).
+/// and its I/O goes through the [`Reserve`].
 pub fn alloc(pool: &Rc<BouncePool>, bytes: usize, align_bytes: usize) -> Buf {
     match DmaBuf::zeroed(pool, bytes, align_bytes) {
         Some(memory) => Buf::new(Box::new(memory)),
