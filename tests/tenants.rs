@@ -125,13 +125,11 @@ fn ios_that_are_aborted_or_find_no_memory_are_no_errors_of_a_device() {
 
 #[test]
 fn a_volume_alone_counts_no_malformed_io_either() {
-    let slow = blank("slow");
-    let machine = Machine::new(&[&slow]);
-    let made = machine.call(
-        "bdev_bcache_create",
-        json!({"name": "Vol0", "backing_bdev": "slow"}),
-    );
-    made.expect("a blank device");
+    let (fast, slow) = (blank("fast"), blank("slow"));
+    let machine = Machine::new(&[&fast, &slow]);
+    let made = machine.create("fast", "slow", json!({}));
+    made.expect("two blank devices");
+    machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
     assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
     machine.transfers_end("Vol0", Some((Side::Backing, IoError::Invalid)));
     for _ in 0..OFTEN {

@@ -94,6 +94,11 @@ impl Hub {
         hub
     }
 
+    /// Whether the process ends: nothing comes up any more.
+    pub fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
     /// Drives the owners of all sets; called by a poller of the owner thread. Returns how much was
     /// done.
     pub fn poll(&self) -> usize {

@@ -373,6 +373,8 @@ async fn gc_sweep(m: Rc<Machine>) -> Done {
 
 async fn moving_gc(m: Rc<Machine>) -> Done {
     m.register_all().await?;
+    // No bucket is made free before one is wanted.
+    m.write(1, 1024, 4).await?;
     let set = m.set()?;
     let moving = async {
         match set.mover.pass().await {

@@ -258,6 +258,9 @@ async fn endure(m: Rc<Machine>, lasting: bool) -> Result<(), String> {
 
 /// Brings up what is not, uses all volumes that there are, and cleans them.
 async fn work_on(m: &Machine) -> Result<(), String> {
+    if m.hub.is_ending() {
+        return Ok(());
+    }
     let made = m.books.borrow().made.clone();
     if m.hub.sets().is_empty() && made.contains(&true) {
         // Where it failed while it stopped, it comes back as after a crash.
