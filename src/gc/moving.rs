@@ -27,7 +27,7 @@ use crate::btree::Tree;
 use crate::disk::{Buf, Latch, Stopped, answers};
 use crate::index::Extent;
 use crate::stats::Counter;
-use crate::task::{Executor, Notify, Work, work, yield_now};
+use crate::task::{Executor, Notify, Work, breathe, work, yield_now};
 use crate::units::{BucketNr, Gen, Inode, SECTOR_BYTES, Sector};
 
 /// Extents looked at in one step.
@@ -155,6 +155,7 @@ impl Mover {
         for inode in self.tree.inodes() {
             let mut at = Some(Sector(0));
             while let Some(from) = at {
+                breathe().await;
                 let (batch, next) = self.gather(inode, from, &thin);
                 if self.is_over() || !self.move_batch(inode, batch).await? {
                     at = None;

@@ -277,10 +277,12 @@ impl Journal {
         self.state.borrow().roots
     }
 
-    /// Whether the ring is so full that new roots which can wait must. Those of the btree's writer,
-    /// who makes room, cannot.
+    /// Whether the ring is so full that new roots which can wait must, until entries that nodes still
+    /// need are given back. Those of the btree's writer, who makes room, cannot wait; nor can any where
+    /// no entry is needed any more, for nothing would make room then.
     pub fn is_low(&self) -> bool {
-        self.state.borrow().ring.is_low()
+        let s = self.state.borrow();
+        s.ring.is_low() && s.pins_first < s.seq
     }
 
     /// Whether new roots would wait for more pins to be given back, because the ring has no block left

@@ -35,9 +35,9 @@ use crate::stats::Counting;
 use crate::task::{Executor, Notify, Work, either, work};
 use crate::units::{Inode, Sector};
 
-/// How often it is looked whether nothing of a volume is under way any more: 0.1 ms. A device that
-/// never answers may hold that up for good.
-const SETTLED_LOOK_US: u64 = 100;
+/// How often [`Owner::settled`] looks again unasked: 10 ms. A device that never answers may hold it up
+/// for good.
+const SETTLED_LOOK_US: u64 = 10_000;
 /// Messages handled in one poll.
 const MESSAGES_A_POLL: usize = 512;
 /// Dirty data in percent of the cache above which writes go past it; the kernel's limit.
@@ -57,6 +57,9 @@ pub struct Attachment {
     /// Whether its superblock says dirty, durably, and is not being made to say anything else: data
     /// may become dirty. Changed by what is behind [`Backings`] alone.
     pub says_dirty: Rc<Cell<bool>>,
+    /// Whether data wait to become dirty: the superblock is not made to say clean meanwhile. Changed by
+    /// the owner alone.
+    pub dirty_awaited: Rc<Cell<bool>>,
 }
 
 /// A volume as its owner sees it.
@@ -72,6 +75,8 @@ pub struct Volume {
     pub backing: Option<Rc<dyn Disk>>,
     /// See [`Attachment::says_dirty`].
     says_dirty: Rc<Cell<bool>>,
+    /// See [`Attachment::dirty_awaited`].
+    dirty_awaited: Rc<Cell<bool>>,
     /// Its superblock is being made to say dirty.
     marking: Cell<bool>,
     unmarked: RefCell<Vec<Message>>,
@@ -170,6 +175,8 @@ pub struct Owner {
     ask_back_us: Cell<u64>,
     /// Tasks of this owner that hold a range or a host I/O.
     pub tasks: Cell<usize>,
+    /// Calls of [`settled`](Self::settled) that wait.
+    settling: Cell<usize>,
     /// Notified when a range is released or a task ends.
     pub released: Notify,
 }
@@ -203,16 +210,18 @@ impl Owner {
             stuck: Cell::new(None),
             ask_back_us: Cell::new(0),
             tasks: Cell::new(0),
+            settling: Cell::new(0),
             released: Notify::default(),
         })
     }
 
     /// Adds a volume; one without a backing device has all its data on the cache device.
     pub fn add_volume(&self, inode: Inode, backing: Option<Attachment>) -> Rc<Volume> {
-        let (backing, says_dirty) = match backing {
-            Some(backing) => (Some(backing.disk), backing.says_dirty),
-            None => (None, Rc::new(Cell::new(true))),
+        let (backing, says_dirty, dirty_awaited) = match backing {
+            Some(it) => (Some(it.disk), it.says_dirty, it.dirty_awaited),
+            None => (None, Rc::new(Cell::new(true)), Rc::default()),
         };
+        dirty_awaited.set(false);
         let mut volumes = self.volumes.borrow_mut();
         let free = volumes.iter().position(Option::is_none);
         let number = free.unwrap_or(volumes.len());
@@ -230,6 +239,7 @@ impl Owner {
             inode,
             backing,
             says_dirty,
+            dirty_awaited,
             marking: Cell::new(false),
             unmarked: RefCell::default(),
             changes: Arc::new(AtomicU64::new(1)),
@@ -268,6 +278,7 @@ impl Owner {
     /// sent has been handled, and its ranges are released. In a set that has stopped too: what is
     /// under way there ends in errors.
     pub async fn settled(&self, volume: &Volume) {
+        self.settling.set(self.settling.get() + 1);
         loop {
             let quiet = self.set.door.is_empty()
                 && !self.has_fronts_of(volume)
@@ -275,6 +286,7 @@ impl Owner {
                 && volume.throughs.borrow().is_empty()
                 && volume.writing_back.borrow().is_empty();
             if quiet {
+                self.settling.set(self.settling.get() - 1);
                 return;
             }
             // Time must go on: what is under way may wait for a device.
@@ -335,6 +347,9 @@ impl Owner {
             front.rings.replies.flush();
         }
         self.publish();
+        if done > 0 && self.settling.get() > 0 {
+            self.released.notify();
+        }
         done
     }
 
@@ -439,7 +454,8 @@ impl Owner {
             return self.reply(front, Reply::Inserted { token, ok: false });
         }
         let volume = self.volume(number);
-        if !volume.says_dirty.get() {
+        volume.dirty_awaited.set(!volume.says_dirty.get());
+        if volume.dirty_awaited.get() {
             self.keep(message, |m| volume.unmarked.borrow_mut().push(m));
             return self.mark_dirty(volume);
         }
@@ -487,6 +503,7 @@ impl Owner {
                 // Those that come too late, because it is to say clean again, wait again.
                 Ok(()) => owner.retried.borrow_mut().extend(waiting),
                 Err(why) => {
+                    volume.dirty_awaited.set(false);
                     log::error!("a backing device could not be marked dirty: {why}");
                     for message in waiting {
                         owner.refuse(message);

@@ -44,6 +44,8 @@ pub struct Backing {
     in_doubt: Cell<bool>,
     /// See [`Attachment::says_dirty`].
     says_dirty: Rc<Cell<bool>>,
+    /// See [`Attachment::dirty_awaited`].
+    dirty_awaited: Rc<Cell<bool>>,
     turn: Lock,
 }
 
@@ -61,6 +63,7 @@ impl Backing {
             disk,
             in_doubt: Cell::new(false),
             says_dirty: Rc::new(Cell::new(superblock.state() == BackingState::Dirty)),
+            dirty_awaited: Rc::default(),
             superblock: RefCell::new(superblock),
             turn: Lock::default(),
         })
@@ -87,6 +90,7 @@ impl Backing {
         Attachment {
             disk: self.watched.clone(),
             says_dirty: self.says_dirty.clone(),
+            dirty_awaited: self.dirty_awaited.clone(),
         }
     }
 
@@ -155,7 +159,8 @@ impl Backing {
     pub async fn mark_clean(&self, set: Uuid, inode: Inode, tree: &Tree) -> Result<(), IoError> {
         let _turn = self.turn.lock().await;
         let mut next = self.superblock();
-        if !is_member(&next, set) || tree.dirty_sectors(inode) > 0 {
+        let is_dirty = tree.dirty_sectors(inode) > 0 || self.dirty_awaited.get();
+        if !is_member(&next, set) || is_dirty {
             return Ok(());
         }
         // Nothing becomes dirty from here on: a crash must not find dirty keys of a device that says
