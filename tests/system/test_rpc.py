@@ -383,6 +383,7 @@ def test_volumes_wait_for_a_cache_device_that_goes_and_comes_back(start, folder)
     target = start()
     pair = volume.Pair(folder)
     pair.create(target, mode="writeback")
+    target.call("bdev_bcache_set_options", name="Vol0", stop_when_cache_set_failed="always")
     target.call("bdev_aio_delete", name=pair.cache_bdev, limit=60)
     volume.wait_until("the set gone", lambda: not target.call("bdev_bcache_get_sets"))
     assert volume.volume(target, "Vol0")["running"] is False
