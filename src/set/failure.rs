@@ -17,6 +17,7 @@ use super::options::OnError;
 use super::turns::Place;
 use super::volume::Volume;
 use crate::format::superblock::{BackingState, BackingSuper};
+use crate::task::join_all;
 
 impl Hub {
     /// Looks after a set that has just been started, until it ends.
@@ -41,14 +42,15 @@ impl Hub {
         if set.is_stopped() {
             return;
         }
-        for volume in self.volumes_of(set) {
-            if volume.check_open().is_err() {
-                continue;
-            }
-            if let Err(error) = self.go_on_without(&volume).await {
+        // All at once: a volume whose backing device is silent holds up no other one.
+        let mut volumes = self.volumes_of(set);
+        volumes.retain(|volume| volume.check_open().is_ok());
+        let moves = volumes.iter().map(async |volume| {
+            if let Err(error) = self.go_on_without(volume).await {
                 log::error!("volume {} stays with its failed set: {error}", volume.name);
             }
-        }
+        });
+        join_all(moves.collect()).await;
     }
 
     async fn go_on_without(&self, volume: &Rc<Volume>) -> Result<(), SetError> {

@@ -22,6 +22,7 @@ use super::volume::{Link, Volume};
 use crate::format::superblock::BackingState;
 use crate::options::VolumeOption;
 use crate::request::missing::Missing;
+use crate::task::join_all;
 use crate::units::{Sector, Uuid};
 
 /// What becomes of a volume when its cache device goes.
@@ -59,24 +60,11 @@ impl Hub {
         if set.closing.replace(true) {
             return;
         }
-        let mut waiting = Vec::new();
-        for volume in self.volumes_of(&set) {
-            let open = volume.check_open().is_ok();
-            let Some(backing) = volume.backing.as_ref().filter(|_| open) else {
-                continue;
-            };
-            let goes_on = !backing.on_loss.stops.get() && volume.is_running();
-            let done = match goes_on {
-                true => self.go_on_missing(&volume, &set).await,
-                false => Err(SetError::Busy(
-                    "stop_when_cache_set_failed is always".into(),
-                )),
-            };
-            if let Err(error) = done {
-                log::warn!("volume {} is taken down: {error}", volume.name);
-                waiting.push(volume);
-            }
-        }
+        // All at once: a volume whose backing device is silent holds up no other one.
+        let volumes = self.volumes_of(&set).into_iter();
+        let moves = volumes.map(|volume| self.lose_cache(volume, &set));
+        let down = join_all(moves.collect()).await;
+        let waiting: Vec<_> = down.into_iter().flatten().collect();
         drop(turn);
         while self.close_volumes(&set).await.is_err() {}
         if let Err(error) = self.stop_empty(&set).await {
@@ -85,6 +73,22 @@ impl Hub {
         for volume in waiting {
             self.wait_again(&volume);
         }
+    }
+
+    /// Takes a volume out of a set whose device goes. Returns it if it cannot go on.
+    async fn lose_cache(&self, volume: Rc<Volume>, set: &Rc<CacheSet>) -> Option<Rc<Volume>> {
+        let open = volume.check_open().is_ok();
+        let backing = volume.backing.as_ref().filter(|_| open)?;
+        let goes_on = !backing.on_loss.stops.get() && volume.is_running();
+        let done = match goes_on {
+            true => self.go_on_missing(&volume, set).await,
+            false => Err(SetError::Busy(
+                "stop_when_cache_set_failed is always".into(),
+            )),
+        };
+        let error = done.err()?;
+        log::warn!("volume {} is taken down: {error}", volume.name);
+        Some(volume)
     }
 
     /// A volume that was taken down is listed as one that waits for its set.

@@ -133,9 +133,11 @@ struct HostIo {
     memory: Vec<u8>,
 }
 
-enum Change {
-    Hide,
-    Replace(Arc<VolumeShared>, Option<String>),
+/// What a volume is to be made of.
+struct Change {
+    shared: Arc<VolumeShared>,
+    cache: Option<String>,
+    done: OnceSender<Result<(), IoError>>,
 }
 
 /// A volume that hosts see.
@@ -144,7 +146,10 @@ struct Shown {
     backing: Option<String>,
     front: Option<Front<SimLane>>,
     held: VecDeque<HostIo>,
-    change: Option<(Change, OnceSender<Result<(), IoError>>)>,
+    /// One after the other; new I/O waits meanwhile.
+    changes: VecDeque<Change>,
+    /// Those that wait for the volume to be gone, which it is when hosts have their answers.
+    going: Vec<OnceSender<Result<(), IoError>>>,
 }
 
 impl Shown {
@@ -211,6 +216,17 @@ impl TestHost {
         self.shown.borrow().keys().cloned().collect()
     }
 
+    /// Takes a device away that nothing uses.
+    pub fn withdraw(&self, name: &str) {
+        self.disks.borrow_mut().remove(name);
+    }
+
+    /// Whether a volume is shown and about to be no more.
+    pub fn is_going(&self, name: &str) -> bool {
+        let shown = self.shown.borrow();
+        shown.get(name).is_some_and(|v| !v.going.is_empty())
+    }
+
     fn front(
         &self,
         shared: &Arc<VolumeShared>,
@@ -231,7 +247,7 @@ impl TestHost {
         let mut shown = self.shown.borrow_mut();
         match shown.get_mut(name) {
             None => self.fail(io),
-            Some(volume) if volume.change.is_some() => volume.held.push_back(io),
+            Some(volume) if !volume.changes.is_empty() => volume.held.push_back(io),
             Some(volume) => volume.take(io),
         }
     }
@@ -256,34 +272,28 @@ impl TestHost {
                 .insert(io.host().tag, (outcome, memory));
             done += 1;
         }
-        if volume.change.is_none() || !front.is_idle() || !front.close() {
+        let goes = !volume.going.is_empty() && volume.held.is_empty();
+        if volume.changes.is_empty() && !goes || !front.is_idle() || !front.close() {
             return done;
         }
-        let (change, sender) = volume.change.take().expect("it was looked at");
-        match change {
-            Change::Hide => {
-                let volume = shown.remove(name).expect("it is there");
-                volume.held.into_iter().for_each(|io| self.fail(io));
-            }
-            Change::Replace(shared, cache) => {
-                volume.front = Some(self.front(&shared, cache, &volume.backing));
-                volume.shared = shared;
+        if let Some(Change {
+            shared,
+            cache,
+            done,
+        }) = volume.changes.pop_front()
+        {
+            volume.front = Some(self.front(&shared, cache, &volume.backing));
+            volume.shared = shared;
+            if volume.changes.is_empty() {
                 for io in std::mem::take(&mut volume.held) {
                     volume.take(io);
                 }
             }
+            done.send(Ok(()));
+        } else if let Some(volume) = shown.remove(name) {
+            volume.going.into_iter().for_each(|gone| gone.send(Ok(())));
         }
-        sender.send(Ok(()));
         done + 1
-    }
-
-    fn change(&self, name: &str, change: Change) -> DoneFuture {
-        let (sender, done) = once();
-        match self.shown.borrow_mut().get_mut(name) {
-            Some(volume) => volume.change = Some((change, sender)),
-            None => sender.send(Ok(())),
-        }
-        Box::pin(done)
     }
 }
 
@@ -349,23 +359,40 @@ impl Host for TestHost {
             backing,
             front: Some(front),
             held: VecDeque::new(),
-            change: None,
+            changes: VecDeque::new(),
+            going: Vec::new(),
         };
         self.shown.borrow_mut().insert(volume.name.clone(), shown);
         Ok(())
     }
     fn hide(&self, name: &str) -> DoneFuture {
-        self.change(name, Change::Hide)
+        let (sender, gone) = once();
+        match self.shown.borrow_mut().get_mut(name) {
+            Some(volume) => {
+                volume.going.push(sender);
+                // What has not begun is not done any more.
+                let late = volume.changes.drain(1.min(volume.changes.len())..);
+                volume.going.extend(late.map(|change| change.done));
+            }
+            None => sender.send(Ok(())),
+        }
+        Box::pin(gone)
     }
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
         if let Some(look) = &*self.on_replace.borrow() {
             look(cache.is_some());
         }
-        let name = volume.name.clone();
-        self.change(
-            &name,
-            Change::Replace(volume, cache.map(|disk| disk.name())),
-        )
+        let (sender, done) = once();
+        match self.shown.borrow_mut().get_mut(&volume.name) {
+            Some(shown) if !shown.going.is_empty() => shown.going.push(sender),
+            Some(shown) => shown.changes.push_back(Change {
+                shared: volume,
+                cache: cache.map(|disk| disk.name()),
+                done: sender,
+            }),
+            None => sender.send(Ok(())),
+        }
+        Box::pin(done)
     }
     fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {
         self.resized.borrow_mut().push((name.into(), size_sectors));

@@ -1,0 +1,82 @@
+//! Devices that go while something else is done to what lies on them: each call and each removal
+//! ends, and nothing comes back on a device that has gone.
+
+mod machine;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use machine::{Machine, backing_super, blank};
+use serde_json::{Value, json};
+use spdk_bcache::format::superblock::BackingState;
+use spdk_bcache::request::lane::Outcome;
+use spdk_bcache::sim::disk::Medium;
+
+/// Volumes on one cache device, with clean data, or dirty ones that stay so.
+struct Lab {
+    machine: Machine,
+    slow: Vec<Rc<Medium>>,
+}
+
+impl Lab {
+    fn new(volumes: usize, mode: &str) -> Lab {
+        let fast = blank("fast");
+        let slow: Vec<_> = (0..volumes).map(|nr| blank(&format!("slow{nr}"))).collect();
+        let media: Vec<_> = std::iter::once(&fast).chain(&slow).collect();
+        let machine = Machine::new(&media);
+        for nr in 0..volumes {
+            let name = format!("Vol{nr}");
+            let more = json!({"name": name, "mode": mode});
+            let made = machine.create("fast", &format!("slow{nr}"), more);
+            made.expect("blank devices");
+            let off = json!({"name": name, "writeback_running": false});
+            machine.must("bdev_bcache_set_options", off);
+            assert_eq!(machine.write(&name, 0, 64, 7), Outcome::Success);
+        }
+        Lab { machine, slow }
+    }
+
+    /// A device is asked for back, and works until it is closed.
+    fn begin_removal(&self, bdev: &'static str) -> Rc<RefCell<Option<()>>> {
+        let hub = self.machine.hub.clone();
+        self.machine.start(async move { hub.removed(bdev).await })
+    }
+
+    fn silence(&self, bdev: &str, silent: bool) {
+        self.machine.host.silence(bdev).set(silent);
+    }
+
+    fn is_let_go(&self, bdev: &str) -> bool {
+        !self.machine.host.holds_open(bdev)
+    }
+}
+
+#[test]
+fn a_silent_backing_device_holds_up_no_other_volume_when_the_cache_device_goes() {
+    let lab = Lab::new(2, "writethrough");
+    lab.silence("slow0", true);
+    let removal = lab.begin_removal("fast");
+    lab.machine.until("the other volume", || {
+        backing_super(&lab.slow[1]).state() == BackingState::Stale
+    });
+    assert_eq!(lab.machine.write("Vol1", 0, 8, 9), Outcome::Success);
+    lab.silence("slow0", false);
+    lab.machine
+        .until("the removal", || removal.borrow().is_some());
+    assert!(lab.is_let_go("fast"));
+    assert!(lab.machine.holds("Vol0", 0, 64, 7) && lab.machine.holds("Vol1", 8, 56, 7));
+    lab.machine.die();
+}
+
+#[test]
+fn a_silent_backing_device_holds_up_no_other_volume_when_the_set_fails() {
+    let lab = Lab::new(2, "writethrough");
+    lab.silence("slow0", true);
+    lab.machine.hub.sets()[0].latch.trip("a test".into());
+    lab.machine.until("the other volume", || {
+        backing_super(&lab.slow[1]).state() == BackingState::None
+            && lab.machine.volume_of("Vol1")["set"] == Value::Null
+    });
+    lab.silence("slow0", false);
+    lab.machine.die();
+}
