@@ -10,7 +10,10 @@ use machine::{Machine, backing_super, blank};
 use serde_json::{Value, json};
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::lane::Outcome;
+use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::sim::disk::Medium;
+
+type Call = Rc<RefCell<Option<Result<Value, RpcError>>>>;
 
 /// Volumes on one cache device, with clean data, or dirty ones that stay so.
 struct Lab {
@@ -34,6 +37,11 @@ impl Lab {
             assert_eq!(machine.write(&name, 0, 64, 7), Outcome::Success);
         }
         Lab { machine, slow }
+    }
+
+    fn begin(&self, method: &'static str, params: Value) -> Call {
+        let hub = self.machine.hub.clone();
+        self.machine.start(rpc::call(hub, method, params))
     }
 
     /// A device is asked for back, and works until it is closed.
@@ -79,4 +87,77 @@ fn a_silent_backing_device_holds_up_no_other_volume_when_the_set_fails() {
     });
     lab.silence("slow0", false);
     lab.machine.die();
+}
+
+#[test]
+fn a_cache_device_that_goes_while_its_set_is_being_stopped_is_let_go() {
+    let lab = Lab::new(1, "writethrough");
+    let stop = json!({"set": lab.machine.uuid()});
+    lab.silence("slow0", true);
+    let stop = lab.begin("bdev_bcache_stop_set", stop);
+    lab.machine.pass(1_000_000);
+    let removal = lab.begin_removal("fast");
+    lab.machine.until("the stop", || stop.borrow().is_some());
+    lab.silence("slow0", false);
+    lab.machine
+        .until("the removal", || removal.borrow().is_some());
+    lab.machine.until("its close", || lab.is_let_go("fast"));
+    lab.machine.die();
+}
+
+#[test]
+fn a_backing_device_that_goes_while_its_volume_is_being_attached_is_let_go() {
+    let lab = Lab::new(1, "writethrough");
+    let machine = &lab.machine;
+    machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
+    for busy in ["fast", "slow0"] {
+        let attach = json!({"name": "Vol0", "set": machine.uuid()});
+        lab.silence(busy, true);
+        let attach = lab.begin("bdev_bcache_attach", attach);
+        machine.pass(100_000);
+        let removal = lab.begin_removal("slow0");
+        machine.pass(100_000);
+        lab.silence(busy, false);
+        machine.until("both", || {
+            attach.borrow().is_some() && removal.borrow().is_some()
+        });
+        assert!(attach.borrow().as_ref().is_some_and(Result::is_err));
+        assert!(lab.is_let_go("slow0"), "{busy}");
+        let set = machine.uuid();
+        machine.register("slow0").expect("it is there again");
+        if backing_super(&lab.slow[0]).set_uuid.to_string() == set {
+            machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
+        }
+        assert!(machine.holds("Vol0", 0, 64, 7));
+    }
+    lab.machine.die();
+}
+
+#[test]
+fn a_device_that_goes_while_it_is_being_brought_up_is_let_go() {
+    for bdev in ["fast", "slow0"] {
+        let lab = Lab::new(1, "writethrough");
+        let machine = &lab.machine;
+        let stop = json!({"set": machine.uuid()});
+        machine.must("bdev_bcache_stop_set", stop);
+        if bdev == "slow0" {
+            machine.register("fast").expect("the set");
+        }
+        lab.silence(bdev, true);
+        let register = lab.begin("bdev_bcache_register", json!({"bdev_name": bdev}));
+        machine.pass(100_000);
+        assert!(
+            register.borrow().is_none() && !lab.is_let_go(bdev),
+            "{bdev}"
+        );
+        let removal = lab.begin_removal(bdev);
+        machine.pass(100_000);
+        lab.silence(bdev, false);
+        machine.until("both", || {
+            register.borrow().is_some() && removal.borrow().is_some()
+        });
+        machine.pass(100_000);
+        assert!(lab.is_let_go(bdev), "{bdev}");
+        lab.machine.die();
+    }
 }

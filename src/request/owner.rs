@@ -268,10 +268,12 @@ impl Owner {
         }
     }
 
-    /// Forgets a volume that no front serves any more.
+    /// Forgets a volume that no front serves any more. One that was removed already is not touched:
+    /// its number may be another's.
     pub fn remove_volume(&self, volume: &Volume) {
-        volume.removed.set(true);
-        self.volumes.borrow_mut()[volume.number as usize] = None;
+        if !volume.removed.replace(true) {
+            self.volumes.borrow_mut()[volume.number as usize] = None;
+        }
     }
 
     /// Waits until nothing of a volume is under way that has no front any more: what its fronts

@@ -83,6 +83,8 @@ pub struct CacheSet {
     uuids: RefCell<Vec<UuidEntry>>,
     /// It is about to stop: no volume comes to it any more.
     pub(super) closing: Cell<bool>,
+    /// Its device is being removed: it stops for good.
+    pub(super) device_goes: Cell<bool>,
     /// Its end with all volumes written back.
     pub unregistering: Job,
     stopped: Cell<bool>,
@@ -444,6 +446,7 @@ impl CacheSet {
             windows: RefCell::default(),
             uuids: RefCell::new(Vec::with_capacity(uuids)),
             closing: Cell::new(false),
+            device_goes: Cell::new(false),
             unregistering: Job::default(),
             stopped: Cell::new(false),
         })
@@ -521,10 +524,12 @@ impl CacheSet {
         volume
     }
 
-    /// Forgets a volume of which no host I/O is under way.
+    /// Forgets a volume of which no host I/O is under way. It may have been forgotten before.
     pub fn drop_volume(&self, volume: &owner::Volume) {
-        self.backings.remove(volume.inode);
-        self.owner.remove_volume(volume);
+        if !volume.is_removed() {
+            self.backings.remove(volume.inode);
+            self.owner.remove_volume(volume);
+        }
     }
 
     /// As [`drop_volume`](Self::drop_volume); its backing device is held by nothing of the set's when

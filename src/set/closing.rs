@@ -230,7 +230,7 @@ impl Hub {
         drop(turn);
         let closed = self.close_volumes(&set).await;
         if closed.is_err() {
-            set.closing.set(false);
+            set.closing.set(set.device_goes.get());
             return closed;
         }
         self.stop_empty(&set).await
@@ -258,6 +258,10 @@ impl Hub {
 
     /// As [`stop_empty`](Self::stop_empty), for an operation that has the set's turn.
     pub(super) async fn stop_in_turn(&self, set: &Rc<CacheSet>) -> Result<(), SetError> {
+        if set.is_stopped() {
+            // A stop and a removal of its device came together.
+            return Ok(());
+        }
         self.keep_set_options(set);
         self.keep_set_figures(set);
         let done = set.stop().await;

@@ -19,7 +19,7 @@ use super::explain::write_back_failed;
 use super::host::Host;
 use super::identity::LeftAlone;
 use super::options::Later;
-use super::turns::Turns;
+use super::turns::{Place, Turns};
 use super::volume::{Link, Volume};
 use super::waiting::Waits;
 use crate::disk::Disk;
@@ -200,7 +200,7 @@ impl Hub {
         let link = volume.link.borrow().clone();
         let backing = volume.backing.as_ref().map(|b| b.disk.clone());
         let cache = link.as_ref().map(|l| l.set.disk.clone());
-        let done = match self.ending.get() {
+        let done = match self.ending.get() || volume.check_open().is_err() {
             true => Err(ECANCELED),
             false => self.host.expose(shared.clone(), backing, cache),
         };
@@ -352,21 +352,30 @@ impl Hub {
     }
 
     /// A device is going away: what is on it is taken down. What becomes of volumes whose cache
-    /// device goes stands in [`super::lost`]. Where examine is off, the device is remembered.
+    /// device goes stands in [`super::lost`]. Where examine is off, the device is remembered. What an
+    /// operation is just bringing up on the device is taken down when that has ended.
     pub async fn removed(&self, bdev: &str) {
-        let used = self.set_on(bdev).is_some() || self.volume_on(bdev).is_some();
-        if used && !self.examine_enabled.get() {
-            self.later.borrow_mut().bdevs.insert(bdev.into());
-        }
-        if let Some(set) = self.set_on(bdev) {
-            log::warn!("cache device {bdev} is removed: its set stops");
-            self.cache_removed(set).await;
-        }
-        if let Some(volume) = self.volume_on(bdev) {
-            log::warn!("backing device {bdev} is removed: {} stops", volume.name);
-            let closing = self.begin_close(&volume);
-            drop(volume);
-            closing.wait().await;
+        let place = Place::Device(bdev.into());
+        loop {
+            let (set, volume) = (self.set_on(bdev), self.volume_on(bdev));
+            let used = set.is_some() || volume.is_some();
+            if used && !self.examine_enabled.get() {
+                self.later.borrow_mut().bdevs.insert(bdev.into());
+            }
+            if let Some(set) = set {
+                log::warn!("cache device {bdev} is removed: its set stops");
+                self.cache_removed(set).await;
+            }
+            if let Some(volume) = volume {
+                log::warn!("backing device {bdev} is removed: {} stops", volume.name);
+                let closing = self.begin_close(&volume);
+                drop(volume);
+                closing.wait().await;
+            } else if !self.turns.is_taken(&place) {
+                return;
+            } else {
+                self.turns.freed().await;
+            }
         }
     }
 }

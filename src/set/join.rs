@@ -134,6 +134,8 @@ impl Hub {
         if kept {
             self.note_return(set, inode, &backing).await;
         }
+        // Its device may have gone meanwhile, and the volume with it.
+        volume.check_open()?;
         let owned = set.add_volume(inode, Some(&backing));
         *volume.link.borrow_mut() = Some(Link::new(set, owned, &volume.totals));
         volume.lost.take();

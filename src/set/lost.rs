@@ -56,15 +56,17 @@ impl Hub {
     /// The cache device of a set goes: volumes that can go on do, the others are taken down and wait
     /// for its return, and the set stops.
     pub(super) async fn cache_removed(&self, set: Rc<CacheSet>) {
+        // A stop that is under way, and gives up, does not open the set again.
+        set.device_goes.set(true);
         let turn = self.turns.take(&[Place::Set(set.set_uuid())]).await;
-        if set.closing.replace(true) {
-            return;
+        let mut waiting = Vec::new();
+        if !set.closing.replace(true) {
+            // All at once: a volume whose backing device is silent holds up no other one.
+            let volumes = self.volumes_of(&set).into_iter();
+            let moves = volumes.map(|volume| self.lose_cache(volume, &set));
+            let down = join_all(moves.collect()).await;
+            waiting.extend(down.into_iter().flatten());
         }
-        // All at once: a volume whose backing device is silent holds up no other one.
-        let volumes = self.volumes_of(&set).into_iter();
-        let moves = volumes.map(|volume| self.lose_cache(volume, &set));
-        let down = join_all(moves.collect()).await;
-        let waiting: Vec<_> = down.into_iter().flatten().collect();
         drop(turn);
         while self.close_volumes(&set).await.is_err() {}
         if let Err(error) = self.stop_empty(&set).await {
