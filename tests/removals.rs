@@ -9,6 +9,7 @@ use std::rc::Rc;
 use machine::{Machine, backing_super, blank};
 use serde_json::{Value, json};
 use spdk_bcache::format::superblock::BackingState;
+use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::sim::disk::Medium;
@@ -131,6 +132,28 @@ fn a_backing_device_that_goes_while_its_volume_is_being_attached_is_let_go() {
         assert!(machine.holds("Vol0", 0, 64, 7));
     }
     lab.machine.die();
+}
+
+#[test]
+fn what_waits_for_a_cache_device_that_goes_fails_when_the_backing_device_goes_too() {
+    for steps in 0..40 {
+        let lab = Lab::new(1, "writeback");
+        let machine = &lab.machine;
+        let write = |at| machine.issue("Vol0", Kind::Write, at, vec![9; 4096], 8);
+        let mut ios: Vec<u64> = (16..32).map(|nr| write(nr * 8)).collect();
+        let cache = lab.begin_removal("fast");
+        (0..steps).for_each(|_| machine.turn());
+        ios.push(write(512));
+        let backing = lab.begin_removal("slow0");
+        machine.turn();
+        ios.push(write(520));
+        machine.until("the removals", || {
+            cache.borrow().is_some() && backing.borrow().is_some()
+        });
+        assert!(ios.iter().all(|&io| machine.has_ended(io)), "{steps}");
+        assert!(lab.is_let_go("fast") && lab.is_let_go("slow0"));
+        lab.machine.die();
+    }
 }
 
 #[test]

@@ -246,6 +246,17 @@ impl Hub {
         shared: Arc<VolumeShared>,
         link: Option<&Link>,
     ) -> Result<(), SetError> {
+        let _turn = volume.exchanging.lock().await;
+        self.exchange_in_turn(volume, shared, link).await
+    }
+
+    /// As [`exchange_fronts`](Self::exchange_fronts), for a caller that holds [`Volume::exchanging`].
+    pub(super) async fn exchange_in_turn(
+        &self,
+        volume: &Volume,
+        shared: Arc<VolumeShared>,
+        link: Option<&Link>,
+    ) -> Result<(), SetError> {
         let cache = link.map(|l| l.set.disk.clone());
         let done = self.host.replace(shared.clone(), cache).await;
         done.map_err(|e| SetError::Io(volume.name.clone(), e))?;

@@ -170,14 +170,20 @@ impl Hub {
         ranges
     }
 
-    /// Makes hosts see a volume that has no cache, and lacks what is missing.
+    /// Makes hosts see a volume that has no cache, and lacks what is missing. Nothing waits for that
+    /// on a volume which is being taken down: hosts could not let go of it.
     async fn show_missing(
         &self,
         volume: &Rc<Volume>,
         missing: Option<Missing>,
     ) -> Result<(), SetError> {
+        let _turn = volume.exchanging.lock().await;
+        let missing = missing.map(|missing| match volume.check_open() {
+            Ok(()) => missing,
+            Err(_) => missing.failing(),
+        });
         let shared = volume.view_missing(missing);
-        self.exchange_fronts(volume, shared, None).await
+        self.exchange_in_turn(volume, shared, None).await
     }
 
     /// Takes a volume down when its cache device does not come back in time.
@@ -213,10 +219,13 @@ impl Hub {
 
     /// Lets nothing of a volume wait for its cache device any more.
     pub(super) async fn fail_missing(&self, volume: &Rc<Volume>) {
+        // An exchange that has begun may still make I/O wait.
+        let _turn = volume.exchanging.lock().await;
         let shared = volume.shared.borrow().clone();
         let missing = shared.as_ref().and_then(|shared| shared.missing.as_ref());
         if let Some(missing) = missing.filter(|missing| missing.waits) {
-            if let Err(error) = self.show_missing(volume, Some(missing.failing())).await {
+            let shared = volume.view_missing(Some(missing.failing()));
+            if let Err(error) = self.exchange_in_turn(volume, shared, None).await {
                 log::error!("{error}");
             }
         }

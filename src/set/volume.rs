@@ -233,6 +233,8 @@ pub struct Volume {
     pub link: RefCell<Option<Link>>,
     /// What hosts see; `None` while the volume waits for its set.
     pub shared: RefCell<Option<Arc<VolumeShared>>>,
+    /// Held while that is exchanged.
+    pub(super) exchanging: Lock,
     /// The counters of all its fronts.
     pub totals: Arc<Totals>,
     /// Its statistics over time.
@@ -263,6 +265,7 @@ impl Volume {
             backing,
             link: RefCell::default(),
             shared: RefCell::default(),
+            exchanging: Lock::default(),
             totals: Arc::default(),
             windows: RefCell::default(),
             flushing: Job::default(),
@@ -282,6 +285,7 @@ impl Volume {
             backing: self.backing.clone(),
             link: RefCell::new(self.link.take()),
             shared: RefCell::default(),
+            exchanging: Lock::default(),
             totals: self.totals.clone(),
             windows: RefCell::new(self.windows.take()),
             flushing: Job::default(),
