@@ -13,6 +13,7 @@ use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::stats::TICK_S;
 
 type Call = Rc<RefCell<Option<Result<Value, RpcError>>>>;
 
@@ -182,5 +183,48 @@ fn a_device_that_goes_while_it_is_being_brought_up_is_let_go() {
         machine.pass(100_000);
         assert!(lab.is_let_go(bdev), "{bdev}");
         lab.machine.die();
+    }
+}
+
+#[test]
+fn a_volume_that_is_being_renamed_goes_with_its_device() {
+    for bdev in ["fast", "slow0"] {
+        for steps in (0..24).step_by(3) {
+            let lab = Lab::new(1, "writethrough");
+            let machine = &lab.machine;
+            // The volume runs under another name than it wants, until that becomes free.
+            machine.must("bdev_bcache_delete", json!({"name": "Vol0"}));
+            let taken = blank("Vol0");
+            machine.plug(&taken);
+            machine.register("slow0").expect("its set runs");
+            let name = machine.host.shown()[0].clone();
+            assert_ne!(name, "Vol0");
+            machine.host.withdraw("Vol0");
+            let look_us = 1_000_000 * TICK_S;
+            machine.pass(look_us - machine.sched.now_us() % look_us - 20_000);
+            let mut io = 0;
+            while !machine.host.is_going(&name) {
+                if io == 0 || machine.has_ended(io) {
+                    io = machine.issue(&name, Kind::Write, 0, vec![9; 4096], 8);
+                }
+                machine.turn();
+            }
+            (0..steps).for_each(|_| machine.turn());
+            let removal = lab.begin_removal(bdev);
+            machine.until("the removal", || removal.borrow().is_some());
+            machine.pass(1_000_000);
+            assert!(
+                machine.has_ended(io) && lab.is_let_go(bdev),
+                "{bdev} {steps}"
+            );
+            if bdev == "fast" {
+                let shown = machine.host.shown();
+                assert!(machine.holds(&shown[0], 8, 56, 7), "{steps}");
+                assert_eq!(machine.write(&shown[0], 0, 8, 3), Outcome::Success);
+            } else {
+                assert!(machine.host.shown().is_empty());
+            }
+            lab.machine.die();
+        }
     }
 }

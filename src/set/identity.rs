@@ -297,12 +297,13 @@ impl Hub {
         self.check_name(name).is_ok()
     }
 
-    /// The name for a volume that comes up, and why it is not the one it wants. `bdev` is the one
-    /// that holds it.
+    /// The name for a volume that comes up, and why it is not the one it wants. The caller has the
+    /// turn of the set `in_turn`, if it has any set's.
     pub(super) async fn name_for(
         &self,
         label: &[u8; LABEL_BYTES],
         uuid: Uuid,
+        in_turn: Option<Uuid>,
     ) -> Result<(String, Option<String>), SetError> {
         let wanted = wanted_name(label, uuid);
         if self.is_free(&wanted) {
@@ -311,7 +312,7 @@ impl Hub {
         let holder = self.volume(&wanted).ok();
         let holder = holder.filter(|h| h.uuid > uuid && !self.host.is_open(&wanted));
         if let Some(holder) = holder {
-            if self.give_name_up(&holder, &wanted).await? {
+            if self.give_name_up(&holder, &wanted, in_turn).await? {
                 return Ok((wanted, None));
             }
         }
@@ -329,7 +330,12 @@ impl Hub {
 
     /// Gives a volume a longer name, because one with a lower UUID wants the one it has. False when
     /// no longer one is free.
-    async fn give_name_up(&self, holder: &Rc<Volume>, wanted: &str) -> Result<bool, SetError> {
+    async fn give_name_up(
+        &self,
+        holder: &Rc<Volume>,
+        wanted: &str,
+        in_turn: Option<Uuid>,
+    ) -> Result<bool, SetError> {
         let mut longer = longer_names(wanted, holder.uuid).into_iter();
         let Some(name) = longer.find(|name| self.is_free(name)) else {
             return Ok(false);
@@ -339,19 +345,20 @@ impl Hub {
             "volume {wanted} (UUID {}) is called {name} now: {reason}",
             holder.uuid
         );
-        self.rename_idle(holder, name, Some(reason)).await
+        self.rename_idle(holder, name, Some(reason), in_turn).await
     }
 
     /// Gives a volume that no host has open another name. What is on disk stays. False when something
-    /// else is done to it now.
+    /// else is done to it or its set now; the caller may have the turn of the set `in_turn`.
     async fn rename_idle(
         &self,
         volume: &Rc<Volume>,
         name: String,
         reason: Option<String>,
+        in_turn: Option<Uuid>,
     ) -> Result<bool, SetError> {
         let mut places = Self::places_of(volume);
-        places.retain(|place| !matches!(place, Place::Set(_)));
+        places.retain(|place| !matches!(place, Place::Set(set) if Some(*set) == in_turn));
         let Some(_turn) = self.turns.try_take(&places) else {
             return Ok(false);
         };
@@ -362,6 +369,10 @@ impl Hub {
         if was_running {
             let hidden = self.host.hide(&volume.name).await;
             hidden.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+            // Its device may have gone meanwhile, or the process ends: it is not to come up again.
+            if volume.check_open().is_err() {
+                return Ok(false);
+            }
         }
         let flash_sectors = volume
             .shared
@@ -392,7 +403,7 @@ impl Hub {
             }
             if self.is_free(&wanted) {
                 log::info!("volume {} is called {wanted} now", volume.name);
-                if let Err(error) = self.rename_idle(&volume, wanted, None).await {
+                if let Err(error) = self.rename_idle(&volume, wanted, None, None).await {
                     log::error!("{error}");
                 }
             }

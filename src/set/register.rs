@@ -162,7 +162,7 @@ impl Hub {
             sb.label = label;
         }
         self.note_carried(&bdev, sb.uuid).await?;
-        let (name, reason) = self.name_for(&sb.label, sb.uuid).await?;
+        let (name, reason) = self.name_for(&sb.label, sb.uuid, None).await?;
         claim.add(Key::Name(name.clone()))?;
         turn.widen(Place::Volume(name.clone())).await;
         // On disk with the next change, as in the kernel.
@@ -316,7 +316,8 @@ impl Hub {
         inode: Inode,
         entry: &UuidEntry,
     ) -> Result<String, SetError> {
-        let (name, reason) = self.name_for(&entry.label, entry.uuid).await?;
+        let in_turn = Some(set.set_uuid());
+        let (name, reason) = self.name_for(&entry.label, entry.uuid, in_turn).await?;
         let block = u64::from(set.superblock().block_sectors);
         if entry.sectors < block || entry.sectors >= MAX_KEY_OFFSET {
             return Err(SetError::Invalid(format!(
