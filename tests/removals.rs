@@ -228,3 +228,44 @@ fn a_volume_that_is_being_renamed_goes_with_its_device() {
         }
     }
 }
+
+#[test]
+fn a_device_that_grows_while_fronts_are_made_anew_is_used_to_its_end() {
+    for attaches in [true, false] {
+        for steps in (0..60).step_by(3) {
+            let lab = Lab::new(1, "writethrough");
+            let machine = &lab.machine;
+            let params = json!({"name": "Vol0", "set": machine.uuid()});
+            if attaches {
+                machine.must("bdev_bcache_detach", json!({"name": "Vol0"}));
+            }
+            let end = machine.volume()["size_bytes"].as_u64().expect("a size") >> 9;
+            let write = |at| machine.issue("Vol0", Kind::Write, at, vec![9; 4096], 8);
+            let ios: Vec<u64> = (16..32).map(|nr| write(nr * 8)).collect();
+            let call = match attaches {
+                true => lab.begin("bdev_bcache_attach", params),
+                false => lab.begin("bdev_bcache_detach", json!({"name": "Vol0"})),
+            };
+            (0..steps).for_each(|_| machine.turn());
+            lab.slow[0].grow(2048);
+            // What tells of the growth may be late.
+            if steps % 4 == 0 {
+                machine.until("the call", || call.borrow().is_some());
+            }
+            let hub = machine.hub.clone();
+            machine.run(async move { hub.resized("slow0").await });
+            machine.until("the call", || call.borrow().is_some());
+            machine.until("the I/O", || ios.iter().all(|&io| machine.has_ended(io)));
+            assert_eq!(
+                machine.host.resized.take(),
+                [("Vol0".to_string(), end + 2048)]
+            );
+            assert_eq!(machine.write("Vol0", end, 2048, 5), Outcome::Success);
+            let volume = machine.hub.volume("Vol0").expect("it runs");
+            let shared = volume.shared.borrow().clone().expect("it runs");
+            assert_eq!(shared.size_sectors(), end + 2048, "{attaches} {steps}");
+            drop((volume, shared));
+            lab.machine.die();
+        }
+    }
+}

@@ -263,6 +263,11 @@ impl Hub {
         if let Some(link) = link {
             link.volume.unflushed.fronts_exchanged();
         }
+        // The backing device may have grown meanwhile: hosts were told so.
+        if let (Some(backing), Some(old)) = (&volume.backing, &*volume.shared.borrow()) {
+            let told = old.size_sectors().min(backing.volume_sectors());
+            shared.set_size_sectors(told.max(shared.size_sectors()));
+        }
         *volume.shared.borrow_mut() = Some(shared);
         Ok(())
     }
@@ -339,19 +344,17 @@ impl Hub {
             return;
         };
         let (old, new) = (shared.size_sectors(), backing.volume_sectors());
-        if new <= old {
-            if new < old {
-                let beyond = self.dirty_beyond_end(&volume);
-                log::error!(
-                    "{bdev} has shrunk under {}: what lies beyond sector {} is out of reach, \
-                     {beyond} dirty bytes of it on the cache; they stay there until the size is \
-                     back, or are given up (bdev_bcache_detach discard_dirty=true)",
-                    volume.name,
-                    backing.end().0
-                );
-            }
-            return;
+        if new < old {
+            let beyond = self.dirty_beyond_end(&volume);
+            return log::error!(
+                "{bdev} has shrunk under {}: what lies beyond sector {} is out of reach, \
+                 {beyond} dirty bytes of it on the cache; they stay there until the size is back, or \
+                 are given up (bdev_bcache_detach discard_dirty=true)",
+                volume.name,
+                backing.end().0
+            );
         }
+        // Fronts that were made anew may have that size before hosts are told of it.
         shared.set_size_sectors(new);
         match self.host.resize(&volume.name, new) {
             Ok(()) => log::info!("{} has {new} sectors now", volume.name),
