@@ -269,3 +269,27 @@ fn a_device_that_grows_while_fronts_are_made_anew_is_used_to_its_end() {
         }
     }
 }
+
+#[test]
+fn a_volume_comes_up_with_its_set_although_another_call_for_it_is_refused() {
+    let other = blank("other");
+    for steps in (0..60).step_by(2) {
+        let lab = Lab::new(1, "writethrough");
+        let machine = &lab.machine;
+        machine.plug(&other);
+        machine.must("bdev_bcache_stop_set", json!({"set": machine.uuid()}));
+        machine.register("slow0").expect("it waits");
+        let register = lab.begin("bdev_bcache_register", json!({"bdev_name": "fast"}));
+        machine.until("the set's start", || lab.machine.host.holds_open("fast"));
+        (0..steps * 4).for_each(|_| machine.turn());
+        let create = json!({"name": "Vol0", "cache_bdev": "other", "backing_bdev": "slow0"});
+        let create = lab.begin("bdev_bcache_create", create);
+        machine.until("both", || {
+            register.borrow().is_some() && create.borrow().is_some()
+        });
+        assert!(create.borrow().as_ref().is_some_and(Result::is_err));
+        machine.pass(1_000_000);
+        assert!(machine.host.shown() == ["Vol0"], "{steps}");
+        lab.machine.die();
+    }
+}

@@ -272,27 +272,52 @@ impl Hub {
     pub(super) async fn bring_up_waiting(&self, set: &Rc<CacheSet>) {
         self.warn_beyond_of(set.set_uuid());
         for volume in self.volumes() {
-            let backing = volume.backing.as_ref().map(|b| b.superblock());
-            let waits = backing.is_some_and(|sb| sb.set_uuid == set.set_uuid());
-            let lost = self.has_lost(&volume, set.set_uuid());
-            if volume.is_shown() && !lost || !waits {
+            if !self.waits_for(&volume, set) {
                 continue;
             }
             let mut places = Self::places_of(&volume);
             places.retain(|place| !matches!(place, Place::Set(_)));
-            // What has its turn comes to the set by itself: it looks for it once it has this turn.
-            let Some(_turn) = self.turns.try_take(&places) else {
-                continue;
-            };
-            let done = match lost {
-                true => self.rejoin(&volume, set).await,
-                false => self.bring_up(volume.clone(), false).await.map(|_| ()),
-            };
-            if let Err(error) = done {
-                log::error!("volume {} was not brought up: {error}", volume.name);
-                *volume.reason.borrow_mut() = Some(error.to_string());
+            match self.turns.try_take(&places) {
+                Some(_turn) => self.come_to(&volume, set).await,
+                None => self.bring_up_later(&volume, set),
             }
         }
+    }
+
+    /// Whether a volume would be up, or have its cache again, with that set.
+    fn waits_for(&self, volume: &Volume, set: &CacheSet) -> bool {
+        let backing = volume.backing.as_ref().map(|b| b.superblock());
+        let waits = backing.is_some_and(|sb| sb.set_uuid == set.set_uuid());
+        waits && (!volume.is_shown() || self.has_lost(volume, set.set_uuid()))
+    }
+
+    /// Brings up a volume that waits for a set. The caller has the turns of both.
+    async fn come_to(&self, volume: &Rc<Volume>, set: &Rc<CacheSet>) {
+        let done = match self.has_lost(volume, set.set_uuid()) {
+            true => self.rejoin(volume, set).await,
+            false => self.bring_up(volume.clone(), false).await.map(|_| ()),
+        };
+        if let Err(error) = done {
+            log::error!("volume {} was not brought up: {error}", volume.name);
+            *volume.reason.borrow_mut() = Some(error.to_string());
+        }
+    }
+
+    /// Another operation is at a volume that waits for a set. It may bring the volume to the set by
+    /// itself, or be refused: when it has ended the volume is looked at again.
+    fn bring_up_later(&self, volume: &Volume, set: &CacheSet) {
+        let (me, name, uuid) = (self.me.clone(), volume.name.clone(), set.set_uuid());
+        self.exec.spawn(async move {
+            let Some(hub) = me.upgrade() else { return };
+            let Ok((_turn, volume)) = hub.turn_of(&name).await else {
+                return;
+            };
+            if let Some(set) = hub.find_set(uuid) {
+                if hub.waits_for(&volume, &set) {
+                    hub.come_to(&volume, &set).await;
+                }
+            }
+        });
     }
 
     /// Brings up the volumes that live on a set alone and are not up.
