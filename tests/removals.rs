@@ -293,3 +293,81 @@ fn a_volume_comes_up_with_its_set_although_another_call_for_it_is_refused() {
         lab.machine.die();
     }
 }
+
+#[test]
+fn a_volume_whose_cache_is_gone_keeps_its_name_and_reads_nothing_old() {
+    let lab = Lab::new(1, "writeback");
+    let machine = &lab.machine;
+    machine.must("bdev_bcache_delete", json!({"name": "Vol0"}));
+    machine.plug(&blank("Vol0"));
+    machine.register("slow0").expect("its set runs");
+    let name = machine.host.shown()[0].clone();
+    let set = |key: &str, value: Value| {
+        let mut params = json!({"name": name});
+        params[key] = value;
+        machine.must("bdev_bcache_set_options", params);
+    };
+    set("writeback_running", json!(false));
+    set("cache_missing_io", json!("fail"));
+    assert!(machine.holds(&name, 0, 64, 7));
+    let removal = lab.begin_removal("fast");
+    machine.until("the removal", || removal.borrow().is_some());
+    machine.host.withdraw("Vol0");
+    machine.pass(3 * TICK_S * 1_000_000);
+    let shown = machine.host.shown();
+    assert!(machine.read(&shown[0], 0, 8).is_none(), "it is not here");
+    assert_eq!(machine.write(&shown[0], 0, 8, 5), Outcome::Failed);
+    let hub = machine.hub.clone();
+    machine.run(async move { hub.examine("fast").await });
+    assert!(machine.holds(&machine.host.shown()[0], 0, 64, 7));
+    machine.pass(3 * TICK_S * 1_000_000);
+    assert_eq!(machine.host.shown(), ["Vol0"]);
+    assert!(machine.holds("Vol0", 0, 64, 7));
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_whose_cache_is_gone_gives_its_name_up_to_no_other() {
+    let media: Vec<[Rc<Medium>; 2]> = (0..2)
+        .map(|nr| [blank(&format!("fast{nr}")), blank(&format!("slow{nr}"))])
+        .collect();
+    for [fast, slow] in &media {
+        let machine = Machine::new(&[fast, slow, &media[0][1]]);
+        let name = |medium: &Rc<Medium>| {
+            if Rc::ptr_eq(medium, &media[0][1]) {
+                0
+            } else {
+                1
+            }
+        };
+        let (fast, slow) = (format!("fast{}", name(slow)), format!("slow{}", name(slow)));
+        let made = machine.create(&fast, &slow, json!({"mode": "writeback"}));
+        made.expect("blank devices");
+        let off = json!({"name": "Vol0", "writeback_running": false});
+        machine.must("bdev_bcache_set_options", off);
+        assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+        assert_eq!(machine.flush("Vol0"), Outcome::Success);
+        machine.die();
+    }
+    let uuid = |nr: usize| backing_super(&media[nr][1]).uuid;
+    let (first, other) = if uuid(0) > uuid(1) { (0, 1) } else { (1, 0) };
+    let all: Vec<&Rc<Medium>> = media.iter().flatten().collect();
+    let machine = Machine::new(&all);
+    let register = |kind: &str, nr: usize| machine.register(&format!("{kind}{nr}"));
+    register("fast", first).expect("a set");
+    register("slow", first).expect("its volume");
+    let options = json!({"name": "Vol0", "cache_missing_io": "fail", "writeback_running": false});
+    machine.must("bdev_bcache_set_options", options);
+    let (hub, bdev) = (machine.hub.clone(), format!("fast{first}"));
+    machine.run(async move { hub.removed(&bdev).await });
+    register("fast", other).expect("the other set");
+    register("slow", other).expect("its volume");
+    let first = machine.host.shown().into_iter().find(|name| {
+        let volume = machine.hub.volume(name).expect("it runs");
+        volume.uuid == uuid(first)
+    });
+    let first = first.expect("it stays");
+    assert!(machine.read(&first, 0, 8).is_none() && machine.holds(&first, 64, 8, 0));
+    assert_eq!(machine.write(&first, 0, 8, 5), Outcome::Failed);
+    machine.die();
+}

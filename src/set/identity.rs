@@ -365,6 +365,10 @@ impl Hub {
         if volume.check_open().is_err() || volume.check_stays().is_err() {
             return Ok(false);
         }
+        // Hosts must not see it without what it lacks.
+        if self.check_not_missing(volume).is_err() {
+            return Ok(false);
+        }
         let was_running = volume.is_running();
         if was_running {
             let hidden = self.host.hide(&volume.name).await;
