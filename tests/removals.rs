@@ -371,3 +371,53 @@ fn a_volume_whose_cache_is_gone_gives_its_name_up_to_no_other() {
     assert_eq!(machine.write(&first, 0, 8, 5), Outcome::Failed);
     machine.die();
 }
+
+#[test]
+fn a_call_that_waits_for_the_turn_of_its_set_holds_no_device_that_goes() {
+    let calls = [
+        ("bdev_bcache_detach", json!({"name": "Vol0"})),
+        (
+            "bdev_bcache_set_cache_mode",
+            json!({"name": "Vol0", "mode": "none"}),
+        ),
+    ];
+    for (method, params) in calls {
+        let lab = Lab::new(1, "writethrough");
+        let machine = &lab.machine;
+        lab.silence("fast", true);
+        let flash = json!({"set": machine.uuid(), "name": "Flash0", "size_mb": 1});
+        let flash = lab.begin("bdev_bcache_create_flash_volume", flash);
+        machine.pass(100_000);
+        let call = lab.begin(method, params);
+        machine.pass(100_000);
+        let removal = lab.begin_removal("slow0");
+        machine.pass(1_000_000);
+        assert!(flash.borrow().is_none() && removal.borrow().is_some());
+        assert!(lab.is_let_go("slow0"), "{method}");
+        lab.silence("fast", false);
+        machine.until("the calls", || {
+            flash.borrow().is_some() && call.borrow().is_some()
+        });
+        assert!(call.borrow().as_ref().is_some_and(Result::is_err));
+        lab.machine.die();
+    }
+}
+
+#[test]
+fn a_volume_that_was_taken_down_with_its_cache_does_not_hold_a_device_that_goes() {
+    for steps in (0..40).step_by(2) {
+        let lab = Lab::new(1, "writeback");
+        let machine = &lab.machine;
+        let always = json!({"name": "Vol0", "stop_when_cache_set_failed": "always"});
+        machine.must("bdev_bcache_set_options", always);
+        let cache = lab.begin_removal("fast");
+        (0..steps).for_each(|_| machine.turn());
+        let backing = lab.begin_removal("slow0");
+        machine.until("the removals", || {
+            cache.borrow().is_some() && backing.borrow().is_some()
+        });
+        machine.pass(1_000_000);
+        assert!(lab.is_let_go("slow0") && lab.is_let_go("fast"), "{steps}");
+        lab.machine.die();
+    }
+}

@@ -172,7 +172,7 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<Option<Leaving>, SetError> {
         let name = &volume.name;
-        let (_turn, now) = self.turn_of(name).await?;
+        let (_turn, now) = self.turn_to_leave(volume).await?;
         if !Rc::ptr_eq(&now, volume) {
             return Err(SetError::NoVolume(name.clone()));
         }
@@ -215,6 +215,15 @@ impl Hub {
         Ok(Some(leaving))
     }
 
+    /// The turn of a volume, unless its detachment is cancelled before.
+    async fn turn_to_leave(&self, volume: &Volume) -> Result<(Turn, Rc<Volume>), SetError> {
+        let turn = Cell::new(None);
+        let taken = async { turn.set(Some(self.turn_of(&volume.name).await)) };
+        either(taken, volume.detaching.cancelled()).await;
+        let cancelled = || Err(cancelled("detaching", &volume.name));
+        turn.into_inner().unwrap_or_else(cancelled)
+    }
+
     /// Waits until nothing is dirty. Returns the volume's turn, with which nothing becomes dirty and
     /// the backing device is flushed.
     async fn write_back(&self, volume: &Rc<Volume>, link: &Link) -> Result<Turn, SetError> {
@@ -226,7 +235,7 @@ impl Hub {
             Some(done) => done.map_err(failed)?,
             None => return Err(cancelled("detaching", &volume.name)),
         }
-        let (turn, now) = self.turn_of(&volume.name).await?;
+        let (turn, now) = self.turn_to_leave(volume).await?;
         let same = volume
             .link
             .borrow()

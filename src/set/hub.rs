@@ -382,6 +382,7 @@ impl Hub {
             }
             if let Some(volume) = volume {
                 log::warn!("backing device {bdev} is removed: {} stops", volume.name);
+                volume.backing.iter().for_each(|b| b.goes.set(true));
                 let closing = self.begin_close(&volume);
                 drop(volume);
                 closing.wait().await;

@@ -22,7 +22,7 @@ use super::volume::{Link, Volume};
 use crate::format::superblock::BackingState;
 use crate::options::VolumeOption;
 use crate::request::missing::Missing;
-use crate::task::join_all;
+use crate::task::{Once, join_all, once};
 use crate::units::{Sector, Uuid};
 
 /// What becomes of a volume when its cache device goes.
@@ -72,13 +72,12 @@ impl Hub {
         if let Err(error) = self.stop_empty(&set).await {
             log::error!("{}: {error}", set.disk.name());
         }
-        for volume in waiting {
-            self.wait_again(&volume);
-        }
+        join_all(waiting).await;
     }
 
-    /// Takes a volume out of a set whose device goes. Returns it if it cannot go on.
-    async fn lose_cache(&self, volume: Rc<Volume>, set: &Rc<CacheSet>) -> Option<Rc<Volume>> {
+    /// Takes a volume out of a set whose device goes. One that cannot go on is taken down, and listed
+    /// as waiting: returns the end of that, without a hold on the volume.
+    async fn lose_cache(&self, volume: Rc<Volume>, set: &Rc<CacheSet>) -> Option<Once<()>> {
         let open = volume.check_open().is_ok();
         let backing = volume.backing.as_ref().filter(|_| open)?;
         let goes_on = !backing.on_loss.stops.get() && volume.is_running();
@@ -90,16 +89,25 @@ impl Hub {
         };
         let error = done.err()?;
         log::warn!("volume {} is taken down: {error}", volume.name);
-        Some(volume)
+        let (me, (sender, ended)) = (self.me.clone(), once());
+        self.exec.spawn(async move {
+            if let Some(hub) = me.upgrade() {
+                hub.take_down_to_wait(volume).await;
+            }
+            sender.send(());
+        });
+        Some(ended)
     }
 
-    /// A volume that was taken down is listed as one that waits for its set.
-    fn wait_again(&self, volume: &Volume) {
-        let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
-        let is_listed = self.volumes.borrow().contains_key(&again.name);
-        if !is_listed {
-            self.admit(&again);
+    /// Takes a volume down, and lists it as one that waits for its set, unless its own device goes too.
+    async fn take_down_to_wait(&self, volume: Rc<Volume>) {
+        self.begin_close(&volume).wait().await;
+        let goes = volume.backing.as_ref().is_none_or(|b| b.goes.get());
+        if goes || self.volumes.borrow().contains_key(&volume.name) {
+            return;
         }
+        let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
+        self.admit(&again);
     }
 
     /// Takes a volume out of a set whose device goes, with its bdev untouched.
@@ -210,10 +218,8 @@ impl Hub {
                  (cache_missing_timeout_s)",
                 volume.name
             );
-            let closing = hub.begin_close(&volume);
             drop(turn);
-            closing.wait().await;
-            hub.wait_again(&volume);
+            hub.take_down_to_wait(volume).await;
         });
     }
 

@@ -193,10 +193,14 @@ impl Hub {
             let mut places = Self::places_of(&volume);
             let own = places.clone();
             places.extend_from_slice(more);
+            // Not held while others are waited for: its backing device may be about to go.
+            let before = Rc::downgrade(&volume);
+            drop(volume);
             let turn = self.turns.take(&places).await;
             // The volume may have left its set, or have gone, since.
-            let same = self.volume(name).is_ok_and(|v| Rc::ptr_eq(&v, &volume));
-            if same && Self::places_of(&volume) == own {
+            let now = self.volume(name).ok();
+            let same = |v: &Rc<Volume>| std::ptr::eq(Rc::as_ptr(v), before.as_ptr());
+            if let Some(volume) = now.filter(|v| same(v) && Self::places_of(v) == own) {
                 volume.check_open()?;
                 return Ok((turn, volume));
             }

@@ -38,6 +38,8 @@ pub struct Backing {
     pub health: Arc<BackingHealth>,
     /// What becomes of its volume when the cache device goes.
     pub on_loss: OnLoss,
+    /// The device is being removed.
+    pub(super) goes: Cell<bool>,
     /// As it was last written.
     superblock: RefCell<BackingSuper>,
     /// The last change failed: it may be on the device, in part or whole, or not.
@@ -61,6 +63,7 @@ impl Backing {
             health,
             on_loss: OnLoss::default(),
             disk,
+            goes: Cell::new(false),
             in_doubt: Cell::new(false),
             says_dirty: Rc::new(Cell::new(superblock.state() == BackingState::Dirty)),
             dirty_awaited: Rc::default(),
