@@ -188,6 +188,8 @@ pub struct TestHost {
     pub open: RefCell<BTreeSet<String>>,
     /// Why the process would have ended itself.
     pub died: RefCell<Option<String>>,
+    /// Devices that are being removed: they work, and cannot be opened.
+    pub leaving: RefCell<BTreeSet<String>>,
 }
 
 impl TestHost {
@@ -313,6 +315,9 @@ fn submit(front: &Front<SimLane>, io: HostIo) {
 impl Host for TestHost {
     fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
         let inner = self.disk(name).ok_or(OpenError::NotFound)?;
+        if self.leaving.borrow().contains(name) {
+            return Err(OpenError::NotFound);
+        }
         let bad = self
             .bad
             .borrow_mut()
@@ -442,6 +447,7 @@ impl Machine {
             aliases: RefCell::default(),
             open: RefCell::default(),
             died: RefCell::default(),
+            leaving: RefCell::default(),
         });
         let machine = Machine {
             sched,
