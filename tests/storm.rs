@@ -30,12 +30,15 @@ struct Block {
     io: Option<(u64, Kind, u8)>,
     /// Writes so far.
     writes: u64,
+    /// The set has failed under the I/O.
+    failed_under: bool,
 }
 
 impl Block {
     /// A write or discard has ended.
     fn written(&mut self, kind: Kind, byte: u8, outcome: Outcome) {
         match (kind, outcome) {
+            _ if self.failed_under => self.may.push(byte),
             // What was discarded may read as before.
             (Kind::Unmap, _) => self.may.push(byte),
             (_, Outcome::Success) => self.may = vec![byte],
@@ -80,6 +83,7 @@ impl Storm {
             after_cut: vec![0],
             io: None,
             writes: 0,
+            failed_under: false,
         };
         let set = machine.uuid();
         Storm {
@@ -185,8 +189,11 @@ impl Storm {
                 continue;
             };
             block.io = None;
+            let failed_under = std::mem::take(&mut block.failed_under);
+            block.failed_under = failed_under && kind != Kind::Read;
             if kind != Kind::Read {
                 block.written(kind, byte, outcome);
+                block.failed_under = false;
             } else if outcome == Outcome::Success && data.iter().any(|b| !block.may.contains(b)) {
                 bad.push(format!("{at:?}: {} not in {:?}", data[0], block.may));
             }
@@ -249,12 +256,29 @@ impl Storm {
                 let bdev = DEVICES[self.rng.below(3) as usize];
                 self.give_back(bdev);
             }
+            22 if self.rng.below(3) == 0 => self.fail(),
             22 | 23 => {
                 let bdev = DEVICES[self.rng.below(3) as usize];
                 self.note(format!("{bdev} is silent"));
                 self.machine.host.silence(bdev).set(true);
             }
             _ => self.speak(),
+        }
+    }
+
+    /// The set fails: what it did not know durably is lost.
+    fn fail(&mut self) {
+        let Some(set) = self.machine.hub.sets().first().cloned() else {
+            return;
+        };
+        if set.latch.check().is_err() {
+            return;
+        }
+        self.note("the set fails".into());
+        set.latch.trip("a test".into());
+        for block in self.blocks.values_mut() {
+            block.may.extend(block.after_cut.clone());
+            block.failed_under = block.io.is_some();
         }
     }
 
@@ -329,6 +353,19 @@ impl Storm {
     fn end(mut self) {
         self.speak();
         self.note("the end".into());
+        let failed = |s: &Storm| {
+            s.machine
+                .hub
+                .sets()
+                .iter()
+                .any(|s| s.latch.check().is_err())
+        };
+        if failed(&self) && !self.is_going("fast") {
+            self.machine.host.leaving.borrow_mut().insert("fast".into());
+            let hub = self.machine.hub.clone();
+            let removal = self.machine.start(async move { hub.removed("fast").await });
+            self.removals.push(("fast", removal));
+        }
         self.wait("a removal", |s| s.removals.is_empty());
         for bdev in DEVICES {
             let goes = self.machine.host.leaving.borrow().contains(bdev);
