@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use machine::{Machine, blank};
-use serde_json::json;
+use serde_json::{Value, json};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
@@ -68,4 +68,56 @@ fn a_delete_sleeps_while_a_round_of_write_back_is_under_way() {
     let turns = turns(&m, || deleted.borrow().is_some());
     assert!(turns < TURNS_MAX, "it does not sleep");
     m.die();
+}
+
+/// What a call about the volumes of a set comes to whose cache device answers 60 s late, while all
+/// free buckets are those that the priorities need.
+fn call_on_a_slow_start(method: &'static str, params: impl Fn(&Machine) -> Value) {
+    let media = ["fast", "slow", "other"].map(blank);
+    let m = Machine::new(&media.each_ref());
+    for (name, slow) in [("Vol0", "slow"), ("Vol1", "other")] {
+        let made = m.create("fast", slow, json!({"name": name}));
+        made.expect("blank devices");
+    }
+    m.must("bdev_bcache_detach", json!({"name": "Vol1"}));
+    let hub = m.hub.clone();
+    m.run(async move { hub.stop_all().await });
+    m.die();
+    let m = Machine::new(&media.each_ref());
+    for bdev in ["slow", "other"] {
+        m.register(bdev).expect("a device with a volume");
+    }
+    let fast = m.start(rpc::call(
+        m.hub.clone(),
+        "bdev_bcache_register",
+        json!({"bdev_name": "fast"}),
+    ));
+    // The set has started, and its first buckets are being made free.
+    m.until("the set starts", || !m.hub.sets().is_empty());
+    m.host.silence("fast").set(true);
+    let call = m.start(rpc::call(m.hub.clone(), method, params(&m)));
+    m.pass(60_000_000);
+    assert!(call.borrow().is_none(), "it waits for the device");
+    m.host.silence("fast").set(false);
+    m.until("the call", || call.borrow().is_some());
+    let done = call.borrow_mut().take().expect("it has ended");
+    done.expect("the device has answered");
+    m.until("the register", || fast.borrow().is_some());
+    m.die();
+}
+
+#[test]
+fn a_volume_is_attached_while_the_first_buckets_are_made_free_on_a_slow_device() {
+    call_on_a_slow_start(
+        "bdev_bcache_attach",
+        |m| json!({"name": "Vol1", "set": m.uuid()}),
+    );
+}
+
+#[test]
+fn a_flash_volume_is_created_while_the_first_buckets_are_made_free_on_a_slow_device() {
+    call_on_a_slow_start(
+        "bdev_bcache_create_flash_volume",
+        |m| json!({"set": m.uuid(), "name": "Flash", "size_mb": 1}),
+    );
 }

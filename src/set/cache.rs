@@ -572,16 +572,27 @@ impl CacheSet {
         self.uuids.borrow().clone()
     }
 
+    /// Waits for the bucket that the table goes to: as long as one is on its way, however slow the
+    /// cache device is, and for [`BUCKET_WAIT_US`] at most while none can be reused. No volume of the
+    /// set is changed meanwhile, and a cache full of dirty data has no bucket as long as its backing
+    /// devices fail.
+    async fn uuid_bucket_ready(&self) -> Result<(), SetError> {
+        let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
+        let ready = Cell::new(None);
+        while ready.get().is_none() {
+            let wait = async { ready.set(Some(self.alloc.nodes_ready(1).await)) };
+            either(wait, self.exec().sleep_us(BUCKET_WAIT_US)).await;
+            if ready.get().is_none() && self.alloc.is_starving() {
+                return Err(SetError::NoSpace(self.disk.name()));
+            }
+        }
+        ready.get().unwrap_or(Ok(())).map_err(stopped)
+    }
+
     /// Writes the table to a bucket of its own and makes the roots in memory name it. Returns the
     /// bucket that held it before.
     async fn place_uuids(&self) -> Result<Option<Ptr>, SetError> {
-        let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
-        // Bounded, because nothing else is done to any volume meanwhile: a cache that is full of
-        // dirty data has no bucket as long as its backing devices fail.
-        let ready = Cell::new(Ok(()));
-        let wait = async { ready.set(self.alloc.nodes_ready(1).await) };
-        either(wait, self.exec().sleep_us(BUCKET_WAIT_US)).await;
-        ready.get().map_err(stopped)?;
+        self.uuid_bucket_ready().await?;
         let taken = self.alloc.take(Purpose::Node);
         let (bucket, generation) = taken.ok_or(SetError::NoSpace(self.disk.name()))?;
         let geometry = self.shape.geometry;
