@@ -256,3 +256,31 @@ fn no_host_io_fails_while_a_cache_is_taken_away_and_brought_back() {
     assert!(machine.holds("Vol0", 1024, 256, 5) && lab.holds_all(9));
     lab.machine.die();
 }
+
+/// A volume that has lost its cache device with nothing dirty, and that a call made leave its set.
+fn left_while_missing(method: &'static str) -> Lab {
+    let lab = Lab::new("writethrough");
+    lab.remove();
+    lab.machine.must(method, json!({"name": "Vol0"}));
+    lab.machine.pass(1_000_000);
+    lab
+}
+
+#[test]
+fn a_volume_that_is_detached_while_its_cache_device_is_gone_does_not_come_back_to_it() {
+    for method in ["bdev_bcache_detach", "bdev_bcache_detach_start"] {
+        let lab = left_while_missing(method);
+        assert_eq!(backing_super(&lab.slow).state(), BackingState::None);
+        lab.give_back();
+        lab.machine.pass(1_000_000);
+        assert_eq!(lab.machine.volume()["set"], json!(null), "{method}");
+        let written = lab.machine.write("Vol0", 0, 8, 77);
+        assert_eq!(written, Outcome::Success);
+        let set = lab.machine.uuid();
+        let both = json!({"name": "Vol0", "set": set, "discard_dirty": true});
+        lab.machine.must("bdev_bcache_attach", both);
+        assert!(lab.machine.holds("Vol0", 0, 8, 77), "nothing old is read");
+        assert!(lab.holds_all(0));
+        lab.machine.die();
+    }
+}

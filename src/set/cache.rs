@@ -627,11 +627,14 @@ impl CacheSet {
     /// Changes the table, durably.
     ///
     /// # Errors
-    /// The set has stopped or has no bucket left.
+    /// The set has stopped, in good order too, or has no bucket left.
     pub async fn change_uuids(
         &self,
         change: impl FnOnce(&mut Vec<UuidEntry>),
     ) -> Result<(), SetError> {
+        if self.is_stopped() {
+            return Err(SetError::Stopped("it was stopped".into()));
+        }
         let before = self.uuids();
         change(&mut self.uuids.borrow_mut());
         let old = match self.place_uuids().await {

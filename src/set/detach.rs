@@ -181,7 +181,7 @@ impl Hub {
         let Some(link) = volume.link.borrow().clone() else {
             return match &*volume.reason.borrow() {
                 Some(why) if !volume.is_running() => Err(SetError::Busy(why.clone())),
-                _ => Ok(None),
+                _ => forget_set(volume, &backing).await.map(|()| None),
             };
         };
         let (end, inode) = (backing.end(), link.volume.inode);
@@ -288,6 +288,17 @@ impl Hub {
             .await?;
         drop_keys(&link.set, inode).await
     }
+}
+
+/// A volume that runs without a cache, and whose device may still name a set (its cache device went):
+/// it does not come back to it.
+async fn forget_set(volume: &Volume, backing: &Backing) -> Result<(), SetError> {
+    if volume.is_running() && !backing.superblock().set_uuid.is_nil() {
+        let left = backing.change(leave).await;
+        left.map_err(|e| SetError::Io(backing.disk.name(), e))?;
+    }
+    volume.lost.take();
+    Ok(())
 }
 
 /// The volume goes on as it was.
