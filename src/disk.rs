@@ -8,6 +8,7 @@
 //! flush that was *started after that answer* has been answered. Blocks of one write may land in
 //! any order and any subset of them may be lost, each block (of the device) is whole.
 
+pub mod places;
 pub mod steps;
 
 use std::cell::{Cell, RefCell};

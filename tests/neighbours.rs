@@ -102,6 +102,23 @@ fn a_delete_gives_the_device_back_while_another_one_is_slow() {
 }
 
 #[test]
+fn a_delete_of_a_clean_volume_does_not_wait_for_the_idle_write_back_of_another() {
+    let media: Vec<Rc<Medium>> = ["fast", "slow", "sound"].map(blank).into();
+    let m = Machine::new(&media.iter().collect::<Vec<_>>());
+    for (name, disk) in [("Vol0", "slow"), ("Vol1", "sound")] {
+        let made = m.create("fast", disk, json!({"name": name, "mode": "writeback"}));
+        made.expect("blank devices");
+    }
+    assert_eq!(m.write("Vol0", 0, 64, 1), Outcome::Success);
+    m.host.silence("slow").set(true);
+    m.pass(5_000_000);
+    m.must("bdev_bcache_delete", json!({"name": "Vol1"}));
+    assert!(!m.host.holds_open("sound"));
+    assert!(is_stuck(&m));
+    m.die();
+}
+
+#[test]
 fn a_device_that_is_pulled_is_given_back_while_another_one_is_slow() {
     let (media, m) = beside_a_slow_one();
     m.unplug(&media[2]);

@@ -20,7 +20,7 @@ use std::ptr;
 use std::rc::Rc;
 
 use super::flush::{Flushing, Way};
-use super::gate::{self, Gate};
+use super::gate::{self, Entrance, Gate};
 use super::{dma, ended, host, module, sys, zeros};
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::set::host::{OpenError, Traits};
@@ -68,9 +68,9 @@ struct Raw {
     can_unmap: bool,
     shared_cut: Option<u32>,
     /// Where its queue is shared with other devices.
-    gate: Option<Rc<Gate>>,
+    gate: Option<Entrance>,
     /// Where the owner's requests stand in line.
-    line: Gate,
+    line: Entrance,
 }
 
 /// The pointers of a device that the request path uses on other threads. Valid for as long as the
@@ -305,7 +305,7 @@ impl Raw {
                 align_bytes: sys::spdk_bdev_get_buf_align(bdev).max(1),
                 flushing: Flushing::default(),
                 can_unmap: sys::bcache_supports(bdev, sys::BCACHE_UNMAP),
-                gate: shared_cut.map(|_| Gate::here()),
+                gate: shared_cut.map(|_| Gate::here().entrance(bdev)),
                 line: Gate::of(REQUESTS_MAX),
                 shared_cut,
             }

@@ -13,16 +13,16 @@
 //! ([`places`]). What such a bdev does of its own, as a thin volume that copies a cluster, is not
 //! counted: a tree that setup.sh builds bears that, because its AIO keeps what finds the queue full.
 //!
-//! Who finds too few places waits in line, first come, first served. The line's bound is that of the
-//! operations in flight; nothing is allocated once it has grown to what the load needs.
+//! An operation that finds too few places waits in its device's line. Each device has a share of the
+//! places, so that one that is slow, or never answers, leaves some to the others: [`crate::disk::places`].
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::rc::{Rc, Weak};
 use std::sync::Mutex;
 
-use super::thread;
+use super::{sys, thread};
+use crate::disk::places::{Places, User};
 
 /// What SPDK's AIO module asks the kernel for.
 const PLACES: usize = 128;
@@ -44,16 +44,21 @@ pub type Admitted = unsafe extern "C" fn(*mut c_void);
 
 /// The gate of one SPDK thread.
 pub struct Gate {
-    places: usize,
-    free: Cell<usize>,
-    line: RefCell<VecDeque<Waiting>>,
+    places: Places<Waiting>,
     admitting: Cell<bool>,
     thread: usize,
 }
 
+/// A device at a gate.
+pub struct Entrance {
+    gate: Rc<Gate>,
+    /// There until it is dropped.
+    user: Option<Rc<User<Waiting>>>,
+}
+
 /// An operation in line.
+#[derive(Clone, Copy)]
 struct Waiting {
-    places: usize,
     admitted: Admitted,
     arg: *mut c_void,
 }
@@ -80,7 +85,7 @@ impl Gate {
         if let Some(gate) = known.and_then(|known| known.gate.upgrade()) {
             return gate;
         }
-        let gate = Rc::new(Gate::new(thread, PLACES));
+        let gate = Rc::new(Gate::new(thread, PLACES, PIECES_MAX as usize));
         gates.push(Known {
             thread,
             gate: Rc::downgrade(&gate),
@@ -88,19 +93,50 @@ impl Gate {
         gate
     }
 
-    /// A gate of so many places for this thread, at no queue of the kernel's.
-    pub fn of(places: usize) -> Gate {
-        Gate::new(NO_THREAD, places)
+    /// A device's own gate of so many places, at no queue of the kernel's.
+    pub fn of(places: usize) -> Entrance {
+        const THE_ONLY_ONE: usize = 0;
+        let gate = Gate::new(NO_THREAD, places, 1);
+        Rc::new(gate).entrance_of(THE_ONLY_ONE)
     }
 
-    fn new(thread: usize, places: usize) -> Gate {
+    fn new(thread: usize, places: usize, most: usize) -> Gate {
         Gate {
-            places,
-            free: Cell::new(places),
-            line: RefCell::default(),
+            places: Places::new(places, most),
             admitting: Cell::new(false),
             thread,
         }
+    }
+
+    /// A bdev's way through this gate; all of one bdev's have one share of it.
+    pub fn entrance(self: &Rc<Gate>, bdev: *mut sys::spdk_bdev) -> Entrance {
+        self.entrance_of(bdev as usize)
+    }
+
+    fn entrance_of(self: &Rc<Gate>, key: usize) -> Entrance {
+        Entrance {
+            gate: self.clone(),
+            user: Some(self.places.join(key)),
+        }
+    }
+
+    /// Gives places that are free to what waits. An operation that is admitted here may leave at once;
+    /// that is why this is a loop and not a recursion.
+    fn admit(&self) {
+        if self.admitting.replace(true) {
+            return;
+        }
+        while let Some(next) = self.places.next() {
+            // SAFETY: as `enter` was promised; each entry is called once.
+            unsafe { (next.admitted)(next.arg) };
+        }
+        self.admitting.set(false);
+    }
+}
+
+impl Entrance {
+    fn user(&self) -> &User<Waiting> {
+        self.user.as_ref().expect("there until the drop")
     }
 
     /// Takes that many places, at most 32, to be given back with [`leave`](Self::leave). False: there
@@ -109,51 +145,29 @@ impl Gate {
     /// # Safety
     /// `arg` is what `admitted` wants, until it is called.
     pub unsafe fn enter(&self, places: usize, admitted: Admitted, arg: *mut c_void) -> bool {
-        debug_assert!(
-            (1..=PIECES_MAX as usize).contains(&places),
-            "{places} places"
-        );
-        let mut line = self.line.borrow_mut();
-        if !line.is_empty() || self.free.get() < places {
-            line.push_back(Waiting {
-                places,
-                admitted,
-                arg,
-            });
-            return false;
-        }
-        self.free.set(self.free.get() - places);
-        true
+        let waiting = Waiting { admitted, arg };
+        self.gate.places.enter(self.user(), places, waiting)
     }
 
-    /// Gives places back, and those that are free to who waits. An operation that is admitted here
-    /// may leave at once; that is why this is a loop and not a recursion.
+    /// Gives places back, and those that are free to what waits.
     pub fn leave(&self, places: usize) {
-        self.free.set(self.free.get() + places);
-        debug_assert!(self.free.get() <= self.places, "more places than there are");
-        if self.admitting.replace(true) {
-            return;
-        }
-        while let Some(next) = self.next() {
-            // SAFETY: as `enter` was promised; each entry is called once.
-            unsafe { (next.admitted)(next.arg) };
-        }
-        self.admitting.set(false);
+        self.gate.places.leave(self.user(), places);
+        self.gate.admit();
     }
+}
 
-    /// Takes the first in line off it, if there are places for it.
-    fn next(&self) -> Option<Waiting> {
-        let mut line = self.line.borrow_mut();
-        let places = line.front()?.places;
-        let left = self.free.get().checked_sub(places)?;
-        self.free.set(left);
-        line.pop_front()
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        if let Some(user) = self.user.take() {
+            self.gate.places.part(user);
+            self.gate.admit();
+        }
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        debug_assert!(self.line.borrow().is_empty(), "somebody still waits");
+        debug_assert!(self.places.is_idle(), "somebody still waits");
         let mut gates = GATES.lock().unwrap_or_else(|e| e.into_inner());
         gates.retain(|known| known.thread != self.thread);
     }

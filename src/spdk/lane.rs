@@ -38,7 +38,7 @@ use super::bounce::{Bounce, BouncePool};
 use super::channel::Channel;
 use super::disk::{RawDevice, give_flush};
 use super::flush::Way;
-use super::gate::{self, Gate};
+use super::gate::{self, Entrance, Gate};
 use super::{ended, module, sys, thread};
 use crate::disk::IoError;
 use crate::request::front::FILLS_MAX;
@@ -64,7 +64,7 @@ pub struct DeviceChannel {
     device: RawDevice,
     channel: *mut sys::spdk_io_channel,
     /// Where its queue is shared with other devices.
-    gate: Option<Rc<Gate>>,
+    gate: Option<Entrance>,
 }
 
 impl DeviceChannel {
@@ -76,7 +76,9 @@ impl DeviceChannel {
         (!channel.is_null()).then(|| DeviceChannel {
             device,
             channel,
-            gate: device.shared_cut.map(|_| Gate::here()),
+            gate: device
+                .shared_cut
+                .map(|_| Gate::here().entrance(device.bdev)),
         })
     }
 }

@@ -159,3 +159,33 @@ def test_a_shutdown_in_the_middle_of_a_call_of_spdks_own(start, folder):
     time.sleep(0.3)
     assert target.end(signal.SIGTERM, 40) == 0
     waiting.close()
+
+
+def test_a_slow_device_leaves_its_neighbours_the_kernels_queue(start, folder):
+    """All AIO bdevs of a thread share one queue. What stands on one of them and is slow, with all that write-back gives
+    it, keeps neither another volume's device from its flush nor its host from the cache."""
+    target = start()
+    for name, mb in (("C", 64), ("B0", 128), ("B1", 128)):
+        volume.aio(target, name, images.sparse(folder / name, mb * images.MIB))
+    slow = delayed(target, "B0")
+    for name, backing in (("V0", slow), ("V1", "B1")):
+        target.call("bdev_bcache_create", name=name, cache_bdev="C", backing_bdev=backing, mode="writeback", limit=60)
+        target.call("bdev_bcache_set_options", name=name, writeback_running=False)
+    first = pattern.Pattern(folder, export.Iscsi("V0").start(target), name="first")
+    first.write(count=200, flush=50, align=128, min=128, max=128, depth=8)
+    slow_down(target, slow, 600)
+    target.call("bdev_bcache_flush_start", name="V0")
+    volume.wait_until("write-back", lambda: target.call("bdev_bcache_flush_status", name="V0")["in_progress"])
+    time.sleep(1)
+    dirty = volume.volume(target, "V0")["dirty_bytes"]
+    assert dirty > 0
+    exported = export.Iscsi("V1")
+    second = pattern.Pattern(folder, exported.start(target, tag=2), name="second")
+    second.write(count=200, flush=8, **WRITING)
+    second.verify()
+    exported.stop(target)
+    assert target.call("bdev_bcache_delete", name="V1", limit=60) is True
+    target.call("bdev_bcache_register", bdev_name="B1", limit=60)
+    assert target.call("bdev_bcache_detach", name="V1", limit=60) is True
+    assert volume.volume(target, "V0")["dirty_bytes"] == dirty, "the slow device has answered: nothing was shown"
+    target.kill()

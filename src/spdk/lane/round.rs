@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 
 use super::super::disk::{NO_ROOM_US, RawDevice};
-use super::super::gate::Gate;
+use super::super::gate::{Entrance, Gate};
 use super::super::{ended, module, sys};
 use super::{Part, give};
 
@@ -20,12 +20,18 @@ unsafe fn device_of(raw: *mut Part) -> RawDevice {
     unsafe { (*raw).device }.expect("it was named before the part went round")
 }
 
+/// The device's way through the owner thread's gate. The device is open there, so this is not the only
+/// one, and its drop leaves nothing behind.
+fn entrance(device: &RawDevice) -> Entrance {
+    Gate::here().entrance(device.bdev)
+}
+
 pub(super) unsafe extern "C" fn begin(arg: *mut c_void) {
     // SAFETY: `arg` is the box of a part that a lane sent here; the gate is this thread's.
     unsafe {
         let device = device_of(arg.cast());
         if device.shared_cut.is_none()
-            || Gate::here().enter((*arg.cast::<Part>()).places(&device), send, arg)
+            || entrance(&device).enter((*arg.cast::<Part>()).places(&device), send, arg)
         {
             send(arg);
         }
@@ -42,7 +48,7 @@ unsafe extern "C" fn send(arg: *mut c_void) {
             return;
         }
         if device.shared_cut.is_some() {
-            Gate::here().leave((*raw).places(&device));
+            entrance(&device).leave((*raw).places(&device));
         }
         if rc == -sys::ENOMEM {
             return module::after(NO_ROOM_US, move || begin(arg));
@@ -60,7 +66,7 @@ unsafe extern "C" fn done(bdev_io: *mut sys::spdk_bdev_io, ok: bool, arg: *mut c
         sys::bcache_free_io(bdev_io);
         let device = device_of(raw);
         if device.shared_cut.is_some() {
-            Gate::here().leave((*raw).places(&device));
+            entrance(&device).leave((*raw).places(&device));
         }
         go_home(raw);
     }
