@@ -52,7 +52,9 @@ struct bcache_io {
 	uint64_t num_blocks;
 	uint32_t iovcnt;
 	uint32_t kind;
-	uint64_t unused[4];
+	/* Of a write: it is to be durable when it is answered. */
+	bool durable;
+	uint64_t unused[3];
 	/* See volume_submit_request. */
 	uint64_t *counted_out;
 };

@@ -111,6 +111,22 @@ volume_destruct(void *volume)
 	return 1; /* goes on until spdk_bdev_destruct_done */
 }
 
+/*
+ * Whether a host wants this one write to be durable before it is answered. From 24.05 on the bdev
+ * layer hands on what the NVMe-oF target got; in dword 12 of NVMe's write commands that is bit 30.
+ */
+static bool
+wants_durability(struct spdk_bdev_io *bdev_io)
+{
+#if SINCE(24, 5)
+	return bdev_io->type == SPDK_BDEV_IO_TYPE_WRITE &&
+	       (bdev_io->u.bdev.nvme_cdw12.raw & (1u << 30)) != 0;
+#else
+	(void)bdev_io;
+	return false;
+#endif
+}
+
 static void
 submit_with_buffer(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 {
@@ -121,6 +137,7 @@ submit_with_buffer(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 	io->iovcnt = bdev_io->u.bdev.iovcnt;
 	io->offset_blocks = bdev_io->u.bdev.offset_blocks;
 	io->num_blocks = bdev_io->u.bdev.num_blocks;
+	io->durable = wants_durability(bdev_io);
 	bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(ch), io);
 }
 
@@ -179,6 +196,7 @@ volume_submit_request(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
 		io->iovcnt = 0;
 		io->offset_blocks = 0;
 		io->num_blocks = 0;
+		io->durable = false;
 		bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(ch), io);
 		return;
 	default:
@@ -281,35 +299,9 @@ bcache_volume_is_open(struct spdk_bdev *bdev)
 	return !TAILQ_EMPTY(&bdev->internal.open_descs);
 }
 
-/*
- * Whether a host wants this one write to be durable before it is answered. From 24.05 on the bdev
- * layer hands on what the NVMe-oF target got; in dword 12 of NVMe's write commands that is bit 30.
- */
-static bool
-wants_durability(struct spdk_bdev_io *bdev_io)
-{
-#if SINCE(24, 5)
-	return bdev_io->type == SPDK_BDEV_IO_TYPE_WRITE &&
-	       (bdev_io->u.bdev.nvme_cdw12.raw & (1u << 30)) != 0;
-#else
-	(void)bdev_io;
-	return false;
-#endif
-}
-
 void
 bcache_io_complete(struct spdk_bdev_io *bdev_io, enum bcache_outcome outcome)
 {
-	struct bcache_io *io = (struct bcache_io *)bdev_io->driver_ctx;
-
-	if (outcome == BCACHE_SUCCESS && io->kind == BCACHE_WRITE && wants_durability(bdev_io)) {
-		/* The volume's flush covers all writes that are done, this one too. */
-		io->kind = BCACHE_FLUSH;
-		io->iovs = NULL;
-		io->iovcnt = 0;
-		bcache_ops_of_rust.submit(spdk_io_channel_get_ctx(spdk_bdev_io_get_io_channel(bdev_io)), io);
-		return;
-	}
 	switch (outcome) {
 	case BCACHE_SUCCESS:
 		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_SUCCESS);

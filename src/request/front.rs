@@ -245,6 +245,12 @@ impl<L: Lane> Front<L> {
     }
 
     fn finish(&self, io: L::Io) {
+        let is_written = io.kind.get() == Kind::Write && !io.failed.get();
+        if is_written && io.durable.replace(false) {
+            // The volume's flush covers all writes that are done, this one too.
+            io.kind.set(Kind::Flush);
+            return self.start_flush(io);
+        }
         self.in_flight.set(self.in_flight.get() - 1);
         io.phase.set(Phase::Idle);
         let outcome = match (io.failed.get(), io.no_space.get()) {

@@ -159,6 +159,8 @@ pub struct Request {
     pub(crate) queued: Cell<bool>,
     /// The cache device did not take the data: they go to the backing device.
     pub(crate) rescue: Cell<bool>,
+    /// What it writes must be durable before it is answered.
+    pub(crate) durable: Cell<bool>,
     /// What was written must be durable on the backing device before the map forgets the dirty data under them.
     pub(crate) flush_after: Cell<bool>,
     pub(crate) parts: [Cell<Part>; PARTS],
@@ -186,6 +188,7 @@ impl Request {
             missed: Cell::new(false),
             queued: Cell::new(false),
             rescue: Cell::new(false),
+            durable: Cell::new(false),
             flush_after: Cell::new(false),
             seen: Cell::new(0),
             parts: [const { Cell::new(Part::FREE) }; PARTS],
@@ -199,6 +202,11 @@ impl Request {
         self.kind.set(kind);
         self.start.set(start);
         self.sectors.set(sectors);
+    }
+
+    /// Says whether a write is to be durable when it is answered, as if a flush had covered it (FUA).
+    pub fn must_be_durable(&self, wanted: bool) {
+        self.durable.set(wanted);
     }
 
     pub(crate) fn free_part(&self) -> Option<u8> {

@@ -179,8 +179,9 @@ impl Hub {
         let backing = check_backed(volume)?;
         self.check_not_missing(volume)?;
         let Some(link) = volume.link.borrow().clone() else {
-            return match &*volume.reason.borrow() {
-                Some(why) if !volume.is_running() => Err(SetError::Busy(why.clone())),
+            let reason = volume.reason.borrow().clone();
+            return match reason {
+                Some(why) if !volume.is_running() => Err(SetError::Busy(why)),
                 _ => forget_set(volume, &backing).await.map(|()| None),
             };
         };

@@ -259,6 +259,7 @@ impl Channel {
             }
             Ok((at, sectors)) => {
                 io.start(kind, at, sectors);
+                io.must_be_durable(io.head().durable);
                 front.submit(io);
                 lane.settle(self);
             }

@@ -131,6 +131,7 @@ struct HostIo {
     start: u64,
     sectors: u64,
     memory: Vec<u8>,
+    durable: bool,
 }
 
 /// What a volume is to be made of.
@@ -306,9 +307,11 @@ fn submit(front: &Front<SimLane>, io: HostIo) {
         start,
         sectors,
         memory,
+        durable,
     } = io;
     let io = front.lane().host_io(tag, memory);
     io.start(kind, Sector(start), sectors);
+    io.must_be_durable(durable);
     front.submit(io);
 }
 
@@ -600,6 +603,24 @@ impl Machine {
 
     /// Starts a host I/O; ask [`ended`](Self::ended) for its end.
     pub fn issue(&self, name: &str, kind: Kind, start: u64, memory: Vec<u8>, sectors: u64) -> u64 {
+        self.issue_as(name, kind, start, memory, sectors, false)
+    }
+
+    /// Starts a write that is to be durable when it is answered.
+    pub fn issue_durable(&self, name: &str, start: u64, sectors: u64, byte: u8) -> u64 {
+        let memory = vec![byte; sectors as usize * 512];
+        self.issue_as(name, Kind::Write, start, memory, sectors, true)
+    }
+
+    fn issue_as(
+        &self,
+        name: &str,
+        kind: Kind,
+        start: u64,
+        memory: Vec<u8>,
+        sectors: u64,
+        durable: bool,
+    ) -> u64 {
         let tag = self.host.next_tag.get();
         self.host.next_tag.set(tag + 1);
         let io = HostIo {
@@ -608,6 +629,7 @@ impl Machine {
             start,
             sectors,
             memory,
+            durable,
         };
         self.host.begin(name, io);
         tag
