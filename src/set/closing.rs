@@ -282,10 +282,56 @@ impl Hub {
             .for_each(|set| set.unregistering.cancel());
     }
 
+    /// Takes down, from the top, the volumes that nothing has open, and stops the sets that are left
+    /// without one: a part of the end of the process. A volume on which another module's bdev lies stays
+    /// up, for the I/O with which that one ends.
+    pub async fn stop_free(&self) {
+        let limit = self.stop_limit();
+        let stopping = async { while self.stop_topmost().await {} };
+        either(stopping, limit).await;
+    }
+
+    /// False where nothing is left that could be stopped.
+    async fn stop_topmost(&self) -> bool {
+        let mut volumes = self.volumes();
+        let sets = self.sets();
+        let empty = |set: &&Rc<CacheSet>| {
+            let mut volumes = volumes.iter().filter_map(|v| v.link.borrow().clone());
+            !volumes.any(|link| Rc::ptr_eq(&link.set, set))
+        };
+        let empty: Vec<_> = sets.iter().filter(empty).cloned().collect();
+        volumes.retain(|volume| {
+            let closing = volume.closing.borrow();
+            let is_over = closing.as_ref().is_some_and(|closing| closing.done.get());
+            let is_free = self.user_of(&volume.name).is_none() && !self.host.is_open(&volume.name);
+            is_free && !is_over
+        });
+        let any = !(volumes.is_empty() && empty.is_empty());
+        let closings: Vec<_> = volumes.iter().map(|v| self.begin_close(v)).collect();
+        drop((volumes, sets));
+        join_all(closings.iter().map(|closing| closing.wait()).collect()).await;
+        for set in empty {
+            set.closing.set(true);
+            if let Err(error) = self.stop_empty(&set).await {
+                log::error!("{}: {error}", set.disk.name());
+            }
+        }
+        any
+    }
+
+    /// The time that is left for the end of the process, which begins with the first call.
+    fn stop_limit(&self) -> impl Future<Output = ()> + use<> {
+        self.begin_end();
+        let now_us = self.exec.now_us();
+        let end_us = self.stop_by_us.get().unwrap_or(now_us + STOP_LIMIT_US);
+        self.stop_by_us.set(Some(end_us));
+        self.exec.sleep_us(end_us.saturating_sub(now_us))
+    }
+
     /// Stops everything in good order: the end of the process. What takes longer than
     /// [`STOP_LIMIT_US`] in all is left as it is, as a crash would leave it; false then.
     pub async fn stop_all(self: &Rc<Self>) -> bool {
-        self.begin_end();
+        let limit = self.stop_limit();
         let in_time = Cell::new(false);
         let stopping = async {
             while self.is_busy() {
@@ -297,7 +343,7 @@ impl Hub {
             }
             in_time.set(true);
         };
-        either(stopping, self.exec.sleep_us(STOP_LIMIT_US)).await;
+        either(stopping, limit).await;
         if !in_time.get() {
             self.abandon();
         }

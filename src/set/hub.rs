@@ -47,6 +47,8 @@ pub struct Hub {
     pub(super) changed: Notify,
     /// The process ends: nothing comes up any more.
     pub(super) ending: Cell<bool>,
+    /// When what has not stopped by then is given up.
+    pub(super) stop_by_us: Cell<Option<u64>>,
     pub(super) waits: Waits,
     pub(super) later: RefCell<Later>,
     /// Statistics of volumes and sets that were taken down.
@@ -72,6 +74,7 @@ impl Hub {
             turns: Rc::default(),
             changed: Notify::default(),
             ending: Cell::new(false),
+            stop_by_us: Cell::new(None),
             waits: Waits::default(),
             later: RefCell::default(),
             kept_spans: RefCell::default(),

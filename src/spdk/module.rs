@@ -3,10 +3,11 @@
 //! Everything here runs on SPDK's app thread, the *owner*. The module's life:
 //!
 //! 1. `init` registers the poller that drives the executor. RPCs and examinations become tasks.
-//! 2. A shutdown begins with `fini_start`. SPDK then unregisters all bdevs from the top down: the
-//!    first volume that it takes away holds it up ([`before_destruct_done`]) until all sets are
-//!    stopped in good order and their devices closed. Where there is no volume to hold it up,
-//!    stopping begins at once.
+//! 2. A shutdown begins with `fini_start`. SPDK then unregisters all bdevs from the top down: each
+//!    volume that it takes away holds it up ([`before_destruct_done`]) until all sets are stopped in
+//!    good order, and their devices closed, on whose volumes nothing lies any more. What lies on a
+//!    volume, as a store of lvols, goes before it. Where there is no volume to hold SPDK up, stopping
+//!    begins at once.
 //! 3. `fini` comes last; it ends from the last task of all, after the poller is gone.
 //!
 //! No RPC is answered once the end has begun: the server of RPCs may have been freed.
@@ -182,8 +183,10 @@ pub fn device_event(name: &str, removed: bool) {
 /// What SPDK has to wait for before it may go on after a volume is gone.
 pub async fn before_destruct_done() {
     let owner = owner();
-    if owner.ending.get() {
-        owner.stop_all().await;
+    match owner.stop.get() {
+        _ if !owner.ending.get() => {}
+        Stop::No => owner.hub().stop_free().await,
+        Stop::Running | Stop::Done => owner.stop_all().await,
     }
 }
 
