@@ -3,6 +3,7 @@
 import time
 
 from . import images
+from .rpc import RpcError
 
 
 def aio(target, name, path, block_size=512):
@@ -43,6 +44,17 @@ class Pair:
         """After a restart: the bdevs again, and the volume that examine brings up."""
         self.add_bdevs(target)
         return wait_volume(target, self.name)
+
+
+def lvol(target, what, size_mb, **words):
+    """Creates or resizes a logical volume; newer releases of SPDK want the size in MiB."""
+    method = "bdev_lvol_" + what
+    try:
+        target.call(method, limit=60, size_in_mib=size_mb, **words)
+    except RpcError as error:
+        if "decode" not in error.message:
+            raise
+        target.call(method, limit=60, size=size_mb * images.MIB, **words)
 
 
 def volumes(target):

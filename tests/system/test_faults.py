@@ -270,27 +270,16 @@ def test_few_ios_in_the_bdev_layer(start, folder, mode):
     target.stop()
 
 
-def lvol(target, what, size_mb, **words):
-    """Creates or resizes a logical volume; newer releases of SPDK want the size in MiB."""
-    method = "bdev_lvol_" + what
-    try:
-        target.call(method, limit=60, size_in_mib=size_mb, **words)
-    except RpcError as error:
-        if "decode" not in error.message:
-            raise
-        target.call(method, limit=60, size=size_mb * images.MIB, **words)
-
-
 def test_a_volume_grows_with_its_backing_device(start, folder):
     target = start()
     volume.aio(target, "pool", images.sparse(folder / "pool.img", 256 * images.MIB))
     volume.aio(target, "cache", images.sparse(folder / "cache.img", 48 * images.MIB))
     target.call("bdev_lvol_create_lvstore", bdev_name="pool", lvs_name="store", limit=60)
-    lvol(target, "create", 64, lvs_name="store", lvol_name="back")
+    volume.lvol(target, "create", 64, lvs_name="store", lvol_name="back")
     target.call("bdev_bcache_create", limit=60, name="Vol0", cache_bdev="cache", backing_bdev="store/back",
                 block_size=4096, mode="writeback")
     before = volume.volume(target, "Vol0")["size_bytes"]
-    lvol(target, "resize", 96, name="store/back")
+    volume.lvol(target, "resize", 96, name="store/back")
     volume.wait_until("the new size",
                       lambda: volume.volume(target, "Vol0")["size_bytes"] == before + 32 * images.MIB, limit=20)
     (bdev,) = target.call("bdev_get_bdevs", name="Vol0")

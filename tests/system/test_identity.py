@@ -143,7 +143,7 @@ def test_an_alias_names_the_bdev_again_and_again(start, folder):
     volume.aio(target, "base", path)
     volume.aio(target, "fast", fast)
     target.call("bdev_lvol_create_lvstore", bdev_name="base", lvs_name="lvs", limit=60)
-    target.call("bdev_lvol_create", lvol_name="lv", lvs_name="lvs", size=100 * MIB, limit=60)
+    volume.lvol(target, "create", 100, lvol_name="lv", lvs_name="lvs")
     words = {"name": "Vol0", "cache_bdev": "fast", "backing_bdev": "lvs/lv"}
     for _ in range(2):
         assert target.call("bdev_bcache_create", limit=60, **words) == "Vol0"

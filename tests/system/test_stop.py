@@ -38,10 +38,7 @@ class Tower:
         self.middle = {"nothing": "Vol0", "passthru": "P0", "lvol": "store/L0"}[between]
         if between == "lvol":
             target.call("bdev_lvol_create_lvstore", bdev_name="Vol0", lvs_name="store", limit=60)
-            try:
-                target.call("bdev_lvol_create", lvs_name="store", lvol_name="L0", size=64 * images.MIB, limit=60)
-            except RpcError:
-                target.call("bdev_lvol_create", lvs_name="store", lvol_name="L0", size_in_mib=64, limit=60)
+            volume.lvol(target, "create", 64, lvs_name="store", lvol_name="L0")
         self.add_passthru()
         target.call("bdev_bcache_create", name="Vol1", cache_bdev="F1", backing_bdev=self.middle, mode="writeback",
                     block_size=4096, limit=60)
@@ -79,6 +76,36 @@ def test_a_volume_over_a_volume(start, folder, between):
     target.call("bdev_aio_delete", name="S0", limit=30)
     volume.wait_until("both away", lambda: not any(v["running"] for v in volume.volumes(target).values()), limit=30)
     target.call("bdev_bcache_get_sets")
+    target.stop(limit=30)
+
+
+def test_a_shutdown_with_other_modules_bdevs_on_volumes(start, folder):
+    """They go first, with I/O to the volumes that they lie on: a store of lvols with nothing in it, one with an lvol that
+    was written to, and a split."""
+    target = start()
+    files = {name: images.sparse(folder / name, mb * images.MIB) for name, mb in (("F", 96), ("S0", 64), ("S1", 64),
+                                                                                  ("S2", 64))}
+    for name, path in files.items():
+        volume.aio(target, name, path)
+    for number in range(3):
+        target.call("bdev_bcache_create", name="V%d" % number, cache_bdev="F", backing_bdev="S%d" % number,
+                    mode="writeback", limit=60)
+    for number in range(2):
+        target.call("bdev_lvol_create_lvstore", bdev_name="V%d" % number, lvs_name="store%d" % number, limit=60)
+    volume.lvol(target, "create", 32, lvs_name="store1", lvol_name="L")
+    target.call("bdev_split_create", base_bdev="V2", split_count=2)
+    exported = export.Iscsi("store1/L")
+    data = pattern.Pattern(folder, exported.start(target))
+    data.write(count=200, flush=50, **WRITING)
+    target.stop(limit=30)
+    target.start()
+    for name, path in files.items():
+        volume.aio(target, name, path)
+    volume.wait_until("the lvol", lambda: any("store1/L" in b["aliases"] for b in target.call("bdev_get_bdevs")))
+    exported.start(target)
+    data.verify()
+    for number in range(3):
+        volume.wait_volume(target, "V%d" % number)
     target.stop(limit=30)
 
 
