@@ -20,7 +20,7 @@ class Iscsi:
         self.bdev = bdev
         self.port = port or free_port()
         self.tag = None
-        self.node = bdev.lower()
+        self.node = bdev.lower().replace("/", ".")
         self.url = "iscsi://127.0.0.1:%d/%s%s/0" % (self.port, IQN, self.node)
 
     def start(self, target, tag=1):
