@@ -314,6 +314,15 @@ pub fn reseal(bytes: &mut [u8], ptr: Ptr) {
     put(bytes, 0, &sum.to_le_bytes());
 }
 
+/// The header of a run without keys that bears the number of a node, as it stands in memory before the
+/// run is written: without a checksum, of version 0.
+pub fn empty_header(set_magic: u64, seq: u64) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    put(&mut header, AT_MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
+    put(&mut header, AT_SEQ, &seq.to_le_bytes());
+    header
+}
+
 /// Appends one run to `out`, padded with zeros to whole blocks; returns the blocks it took.
 ///
 /// `seq` is the node's (not zero), `ptr` the pointer by which the parent knows the node. `keys`

@@ -6,7 +6,7 @@
 //! answer. At a power cut each block of an unflushed write is kept or lost by itself, and of
 //! several unflushed writes to a block any may be the one that is kept.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -222,6 +222,11 @@ impl Medium {
     /// What a read of the whole device would return now.
     pub fn bytes(&self) -> Vec<u8> {
         self.visible.borrow().clone()
+    }
+
+    /// The same without a copy. Nothing may be written while it is held.
+    pub fn look(&self) -> Ref<'_, Vec<u8>> {
+        self.visible.borrow()
     }
 
     /// Some bytes as a read would return them now.

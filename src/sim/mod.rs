@@ -16,6 +16,7 @@
 //! | [`plan`] | what a run does, drawn from its seed |
 //! | [`world`] | a set, its volumes, fronts and load over several lives |
 //! | [`check`] | what must be true of a set at rest |
+//! | [`kernel`] | how Linux would read a set, as one more judge |
 //! | [`seeds`] | many seeds at once |
 //! | [`stage`] | fronts for the volumes that the lifecycle shows |
 //! | [`machine`] | the whole engine with its lifecycle, driven by a script |
@@ -25,6 +26,7 @@
 pub mod check;
 pub mod disk;
 pub mod host;
+pub mod kernel;
 pub mod lane;
 pub mod machine;
 pub mod oracle;

@@ -250,6 +250,30 @@ impl Oracle {
         }
     }
 
+    /// Whether a sector may hold `bytes` at rest: nothing is in flight, or the oracle knows of the crash
+    /// already. What it knows does not change.
+    ///
+    /// # Errors
+    /// What stands there, and what might.
+    pub fn allows(&self, volume: usize, sector: u64, bytes: &[u8]) -> Result<(), String> {
+        let versions = &self.volumes[volume].sectors[sector as usize];
+        let found = value_of(volume, sector, bytes).and_then(|value| {
+            let may = |v: &&Version| v.value == value && !v.is_out(versions, Moment::MAX);
+            match versions.iter().find(may) {
+                Some(_) => Ok(()),
+                None => Err(format!("value {value}")),
+            }
+        });
+        found.map_err(|found| {
+            format!("volume {volume} sector {sector} holds {found}; versions {versions:?}")
+        })
+    }
+
+    /// The sectors of a volume.
+    pub fn sectors(&self, volume: usize) -> u64 {
+        self.volumes[volume].sectors.len() as u64
+    }
+
     fn range(
         &mut self,
         volume: usize,
