@@ -19,12 +19,15 @@ use std::rc::Rc;
 
 use super::check;
 use super::disk::{Fault, Fuse};
+use super::kernel::judge::{Judged, judge_media};
+use super::kernel::volumes::backing_super;
+use super::kernel::{self, Sizes};
 use super::machine::{Books, Job, Layout, Machine, Media, VolumeKind, name};
 use crate::format::superblock::CacheMode;
 use crate::index::Extent;
 use crate::rng::Rng;
 use crate::set::error::SetError;
-use crate::set::format::Permission;
+use crate::set::format::{Permission, label};
 use crate::units::Inode;
 
 /// A script.
@@ -192,15 +195,45 @@ impl Run {
 
     /// The two lives after the one that went wrong.
     fn later_lives(&self) -> Result<(), String> {
+        self.ask_linux()
+            .map_err(|why| format!("after the cut: {why}"))?;
         let machine = self.switch_on(self.chance.next(), Fuse::sound());
         let done = machine.run(revive(machine.clone()));
         machine.die(&self.chance, true);
         let map = powered(done).map_err(|why| format!("after the cut: {why}"))?;
+        self.ask_linux()
+            .map_err(|why| format!("after a stop: {why}"))?;
 
         let machine = self.switch_on(self.chance.next(), Fuse::sound());
         let done = machine.run(look_again(machine.clone(), map));
         machine.die(&self.chance, true);
         powered(done).map_err(|why| format!("a start later: {why}"))
+    }
+}
+
+impl Run {
+    /// What Linux would make of the devices, if any volume was acknowledged to be there.
+    fn ask_linux(&self) -> Result<(), String> {
+        let books = self.books.borrow();
+        if !books.made.contains(&true) {
+            return Ok(());
+        }
+        let cache = self.media.fast.look();
+        let view = kernel::open(&cache, &[], Sizes::Any).map_err(|why| why.to_string())?;
+        let made = (0..).zip(&books.made).filter(|&(_, &made)| made);
+        let volumes = made.map(|(nr, _)| {
+            let uuid = match &self.media.slow[nr] {
+                Some(slow) => backing_super(&slow.look()).map(|sb| sb.uuid),
+                None => view
+                    .flash_volumes()
+                    .find(|entry| label(&name(nr)).is_ok_and(|label| label == entry.label))
+                    .map(|entry| entry.uuid),
+            };
+            let uuid = uuid.ok_or_else(|| format!("Linux finds no {}", name(nr)))?;
+            Ok(Judged { nr, uuid })
+        });
+        let volumes: Result<Vec<Judged>, String> = volumes.collect();
+        judge_media(&self.media.fast, &self.media.slow, &volumes?, &books.oracle).map(|_| ())
     }
 }
 

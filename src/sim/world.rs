@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::check::{self, GenWatch};
 use super::disk::{Medium, SimDisk};
 use super::host::SimHost;
+use super::kernel::judge::{Judged, Map, judge_media};
 use super::lane::SimLane;
 use super::oracle::{Moment, Oracle};
 use super::plan::{End, Plan, Report};
@@ -87,6 +88,10 @@ pub struct World {
     trace: bool,
     /// What the map held when the set was last stopped in good order.
     stopped_with: Option<Vec<(Inode, Extent)>>,
+    /// Which volumes the set has an entry for.
+    made: Vec<bool>,
+    /// The map that Linux would have of what the last life left.
+    linux: Option<Map>,
     patience_us: u64,
     /// What the devices had done wrong when this life began.
     faulted_before: u64,
@@ -136,6 +141,7 @@ impl World {
             backings.push(Some(medium));
         }
         let sizes: Vec<u64> = plan.volumes.iter().map(|v| v.sectors).collect();
+        let made = plan.volumes.iter().map(|volume| !volume.flash).collect();
         World {
             oracle: Oracle::new(&sizes),
             patience_us: match plan.is_ill() {
@@ -156,6 +162,8 @@ impl World {
             report: Report::default(),
             trace: std::env::var_os("SIM_TRACE").is_some(),
             stopped_with: None,
+            made,
+            linux: None,
         }
     }
 
@@ -248,7 +256,9 @@ impl World {
         // Of a device that lies, much may be damaged.
         let result = result.and_then(|()| match self.plan.lies {
             true => Ok(()),
-            false => check::offline_own(&self.cache, &self.backings),
+            false => {
+                check::offline_own(&self.cache, &self.backings).and_then(|()| self.ask_linux())
+            }
         });
         self.now_us = life.sched.now_us();
         self.report.reuses = self.report.reuses.max(self.gens.most());
@@ -259,6 +269,19 @@ impl World {
         life.exec.abandon();
         life.sched.clear();
         result
+    }
+
+    /// What Linux would make of what this life leaves.
+    fn ask_linux(&mut self) -> Result<(), String> {
+        let made = (0..)
+            .zip(&self.uuids)
+            .zip(&self.made)
+            .filter(|(_, made)| **made);
+        let volumes: Vec<Judged> = made.map(|((nr, &uuid), _)| Judged { nr, uuid }).collect();
+        let map = judge_media(&self.cache, &self.backings, &volumes, &self.oracle)?;
+        // What cannot be read any more is no part of the model.
+        self.linux = (!self.plan.is_ill()).then_some(map);
+        Ok(())
     }
 
     fn media(&self) -> impl Iterator<Item = &Rc<Medium>> {
@@ -335,6 +358,7 @@ impl World {
             let backings = || self.backings.iter().flatten().map(|medium| &**medium);
             check::marks(&set, backings())?;
             check::clean_data(&set, &self.cache, backings())?;
+            self.linux.take().map_or(Ok(()), |map| map.is_of(&set))?;
             before.map_or(Ok(()), |before| check::same_map(&set, &before))?;
         }
         for (i, backing) in disks.into_iter().enumerate() {
@@ -355,6 +379,7 @@ impl World {
         i: usize,
     ) -> Result<Option<Inode>, String> {
         if let Some(inode) = set.find_uuid(self.uuids[i]) {
+            self.made[i] = true;
             return Ok(Some(inode));
         }
         let inode = set.free_uuid().ok_or("no free entry for a volume")?;
@@ -372,6 +397,7 @@ impl World {
             self.refused(&why)?;
             return Ok(None);
         }
+        self.made[i] = true;
         Ok(Some(inode))
     }
 
