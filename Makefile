@@ -19,7 +19,12 @@ QUICK ?=
 SEEDS ?= 1000
 FIRST ?= 1
 
-.PHONY: help build demo test lint docs unit sim system bdevperf bench clean packages packages-test hugepages
+# changes of the engine that `make mutants` samples, the seed of the sample, and more arguments of tests/mutants.py
+N ?= 60
+SEED ?= 1
+MUTANTS ?=
+
+.PHONY: help build demo test lint docs unit sim mutants system bdevperf bench clean packages packages-test hugepages
 
 help:
 	@echo 'make            build the target and the offline tool: $(TARGET_DIR)/release/{bcache_tgt,bcachectl}'
@@ -28,6 +33,8 @@ help:
 	@echo 'make lint       the first four of those; make unit and make system: the others, one by one'
 	@echo 'make docs       write docs/rpc.md and the plugin'"'"'s list of methods anew, from the tables in src'
 	@echo 'make sim        SEEDS=1000 random lives of the engine in the simulator, from seed FIRST=1 on'
+	@echo 'make mutants    change the engine in N=60 places drawn by SEED=1, one at a time, and list what no test notices:'
+	@echo '                hours; goes on where it was; MUTANTS="--shard 0/2" tries every second one of the sample'
 	@echo 'make bdevperf   SPDK'"'"'s bdevperf with the module linked in: $(TARGET_DIR)/release/bdevperf'
 	@echo 'make bench      malloc, passthru, ours and OCF side by side: tables, JSON and plots in $(TARGET_DIR)/bench;'
 	@echo '                some twenty minutes, with QUICK=1 four; BENCH="--parts hits --rounds 5" narrows it down'
@@ -72,6 +79,9 @@ unit: packages-test
 
 sim: packages-test
 	@$(RUN) cargo test --locked --quiet --profile sim --test seeds -- $(SEEDS) $(FIRST)
+
+mutants: packages-test
+	@tools=$$($(RUN) tests/mutants.sh) && PATH=$$tools:$$PATH $(RUN) $(PYTHON) tests/mutants.py --count $(N) --seed $(SEED) $(MUTANTS)
 
 # tests run up to three targets at a time
 system: packages-test

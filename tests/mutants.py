@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Changes the engine in one place at a time, and looks whether the tests notice: `make mutants N=60 SEED=1`.
+
+cargo-mutants lists the changes that it knows in the modules that hold data; a sample of N is drawn from that list by
+SEED. Each is put into a copy of the committed tree. The unit tests of its module run first, then random lives of the
+simulator for LIVES seconds. What neither notices survives, and is listed by function and change.
+
+The copy, its build and the results are in target/mutants: a run that is cut short goes on where it was, and
+`--shard 0/2` takes every second of the sample, for two machines. Hours on two cores; no part of `make test`.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ("request", "journal", "alloc", "btree", "gc", "writeback", "set", "index")
+# Seeds that no machine lives through in the time given: the run is cut short by the clock.
+SEEDS = 1_000_000
+# Seconds after which a change that makes unit tests hang counts as noticed.
+UNIT_TESTS_S = 600
+BUILD_S = 3600
+
+
+def say(text):
+    print(f"mutants: {text}", file=sys.stderr, flush=True)
+
+
+def mutants_of(tree):
+    """All changes that cargo-mutants knows in the modules, in an order that does not depend on it."""
+    command = ["cargo", "mutants", "--list", "--json", "--diff", "--dir", str(tree)]
+    for module in MODULES:
+        command += ["--file", f"src/{module}/**"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tree)
+    found = json.loads(listed.stdout)
+    return sorted(found, key=lambda mutant: mutant["name"])
+
+
+def copy_of_head(folder):
+    """The committed tree, without what was changed in it before; the build beside it stays."""
+    tree = folder / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    archive = subprocess.Popen(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x", "-C", str(tree)], stdin=archive.stdout, check=True)
+    if archive.wait() != 0:
+        sys.exit("mutants: git archive failed; the tree must be a git repository")
+    return tree
+
+
+class Bench:
+    """The copy of the tree, and how the tests run in it."""
+
+    def __init__(self, tree, folder, lives_s):
+        self.tree = tree
+        self.lives_s = lives_s
+        self.log = folder / "log"
+        self.env = dict(os.environ, CARGO_TARGET_DIR=str(folder / "target"), CARGO_INCREMENTAL="1")
+
+    def patch(self, mutant, *options):
+        command = ["patch", "--quiet", *options, mutant["file"]]
+        subprocess.run(command, input=mutant["diff"], text=True, cwd=self.tree, check=True)
+
+    def run(self, command, limit_s, enough=None):
+        """Runs a command; "failed", "passed" or "late". `enough`, a pattern of a line that it may print, ends it."""
+        began = time.monotonic()
+        with open(self.log, "w+", encoding="utf-8", errors="replace") as log:
+            run = subprocess.Popen(command, cwd=self.tree, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            try:
+                while run.poll() is None:
+                    if time.monotonic() - began > limit_s:
+                        return "late"
+                    if enough and re.search(enough, Path(self.log).read_text(errors="replace")):
+                        return "failed"
+                    time.sleep(0.5)
+            finally:
+                if run.poll() is None:
+                    os.killpg(run.pid, 9)
+                    run.wait()
+        return "passed" if run.returncode == 0 else "failed"
+
+    def judge(self, mutant, seed):
+        """What notices a change that is in the tree: "unit tests", "lives", or "survived"; or "does not build"."""
+        module = mutant["file"].split("/")[1]
+        unit = ["cargo", "test", "--locked", "--quiet", "--lib", f"{module}::"]
+        if self.run([*unit, "--no-run"], BUILD_S) != "passed":
+            return "does not build"
+        if self.run(unit, UNIT_TESTS_S) != "passed":
+            return "unit tests"
+        lives = ["cargo", "test", "--locked", "--quiet", "--profile", "sim", "--test", "seeds"]
+        if self.run([*lives, "--no-run"], BUILD_S) != "passed":
+            return "does not build"
+        done = self.run([*lives, "--", str(SEEDS), str(seed * SEEDS + 1)], self.lives_s, r"\n *replay: ")
+        return "survived" if done == "late" else "lives"
+
+
+def report(results):
+    tried = [result for result in results if result["by"] != "does not build"]
+    survivors = [result for result in tried if result["by"] == "survived"]
+    for by in ("unit tests", "lives", "survived", "does not build"):
+        print(f"{sum(result['by'] == by for result in results):5} {by}")
+    for result in survivors:
+        print(f"survived: {result['name']}")
+    if tried:
+        killed = len(tried) - len(survivors)
+        print(f"{killed} of {len(tried)} changes are noticed: {100 * killed / len(tried):.0f} %")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, help="changes in the sample")
+    parser.add_argument("--seed", type=int, default=1, help="draws the sample")
+    parser.add_argument("--lives", type=int, default=120, help="seconds of random lives for each")
+    parser.add_argument("--shard", default="0/1", help="which part of the sample, as 0/2 and 1/2")
+    parser.add_argument("--list", action="store_true", help="print the sample and end")
+    args = parser.parse_args()
+    part, parts = (int(number) for number in args.shard.split("/"))
+
+    folder = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "mutants" / f"{part}of{parts}"
+    tree = copy_of_head(folder)
+    all_mutants = mutants_of(tree)
+    sample = random.Random(args.seed).sample(all_mutants, min(args.count, len(all_mutants)))[part::parts]
+    if args.list:
+        print("\n".join(mutant["name"] for mutant in sample))
+        return
+    say(f"{len(all_mutants)} changes are known, {len(sample)} are tried")
+    # What another commit's tests noticed says nothing of this one's.
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+    kept = folder / f"results-{head.stdout[:12]}.jsonl"
+    known = {}
+    if kept.exists():
+        known = {result["name"]: result for result in map(json.loads, kept.read_text().splitlines())}
+    bench = Bench(tree, folder, args.lives)
+    for nr, mutant in enumerate(sample, 1):
+        name = mutant["name"]
+        if name not in known:
+            bench.patch(mutant)
+            began = time.monotonic()
+            by = bench.judge(mutant, args.seed)
+            bench.patch(mutant, "--reverse")
+            known[name] = {"name": name, "by": by, "seconds": round(time.monotonic() - began)}
+            with open(kept, "a", encoding="utf-8") as out:
+                out.write(json.dumps(known[name]) + "\n")
+        say(f"{nr}/{len(sample)} {known[name]['by']}: {name}")
+    report([known[mutant["name"]] for mutant in sample])
+
+
+if __name__ == "__main__":
+    main()
