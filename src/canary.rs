@@ -10,6 +10,38 @@ pub enum Bug {
     ReuseBeforeGens,
     /// Keys become clean before the backing device was flushed.
     CleanBeforeFlush,
+    /// A run may lie strictly inside of a key of an older run, which Linux misreads.
+    RunInside,
+    /// A volume whose fronts are exchanged does not count as unflushed.
+    ExchangeForgotten,
+    /// What the disk may still say of moved data is not recorded.
+    RemnantForgotten,
+    /// A superblock counts as written although its write has failed.
+    SuperBelieved,
+    /// A second device with a UUID in use is taken.
+    TwinTaken,
+    /// A new volume may have the name of an absent one with dirty data.
+    NameOfAbsent,
+    /// Operations on one set do not wait for each other.
+    SetTurnForgotten,
+    /// A write-back by request goes on when its volume is removed.
+    JobOutlives,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 10] = [
+        Bug::ReuseBeforeGens,
+        Bug::CleanBeforeFlush,
+        Bug::RunInside,
+        Bug::ExchangeForgotten,
+        Bug::RemnantForgotten,
+        Bug::SuperBelieved,
+        Bug::TwinTaken,
+        Bug::NameOfAbsent,
+        Bug::SetTurnForgotten,
+        Bug::JobOutlives,
+    ];
 }
 
 #[cfg(feature = "canary")]

@@ -430,21 +430,28 @@ pub async fn either(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
     .await
 }
 
-/// Runs all futures at once and returns their results in the order given.
+/// Runs all futures at once and returns their results in the order given. A step that is spent ends
+/// before the next of them, which has its turn first in the step that follows.
 pub async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    let (count, mut first) = (running.len(), 0);
     poll_fn(move |cx| {
-        let mut pending = false;
-        for (future, slot) in running.iter_mut().zip(done.iter_mut()) {
-            if slot.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(value) => *slot = Some(value),
-                    Poll::Pending => pending = true,
-                }
+        for i in (0..count).map(|i| (first + i) % count) {
+            if done[i].is_some() {
+                continue;
+            }
+            if is_spent() {
+                first = i;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Poll::Ready(value) = running[i].as_mut().poll(cx) {
+                done[i] = Some(value);
             }
         }
-        if pending {
+        first = 0;
+        if done.iter().any(Option::is_none) {
             return Poll::Pending;
         }
         Poll::Ready(done.iter_mut().filter_map(Option::take).collect())

@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 
+use crate::canary::{self, Bug};
 use crate::disk::{DoneFuture, IoError};
 use crate::task::Lock;
 
@@ -37,7 +38,7 @@ impl Unflushed {
         Unflushed {
             written: Cell::new(1),
             flushed: Cell::new(0),
-            strange_fronts: Cell::new(true),
+            strange_fronts: Cell::new(!canary::has(Bug::ExchangeForgotten)),
             turn: Lock::default(),
         }
     }
@@ -51,7 +52,9 @@ impl Unflushed {
     /// they wrote counts as one unflushed write.
     pub fn fronts_exchanged(&self) {
         self.strange_fronts.set(false);
-        self.wrote();
+        if !canary::has(Bug::ExchangeForgotten) {
+            self.wrote();
+        }
     }
 
     /// Whether the device may hold writes that are not durable.

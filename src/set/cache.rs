@@ -394,6 +394,7 @@ impl CacheSet {
         for placed in entries {
             let seq = placed.entry.seq;
             work(Work::Keys, 1);
+            breathe().await;
             for (byte, key) in placed.keys() {
                 tree.meet_key(key, volumes)
                     .map_err(|error| SetError::JournalKey {
@@ -496,9 +497,9 @@ impl CacheSet {
     }
 
     /// # Errors
-    /// It is about to stop.
+    /// It is about to stop, or has stopped.
     pub(super) fn check_open(&self) -> Result<(), SetError> {
-        match self.closing.get() {
+        match self.closing.get() || self.is_stopped() {
             true => Err(SetError::Busy(format!(
                 "cache set {} is being stopped",
                 self.set_uuid()

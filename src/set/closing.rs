@@ -19,7 +19,8 @@ use super::hub::{Hub, STOP_LIMIT_US};
 use super::join::drop_clean;
 use super::turns::Place;
 use super::volume::Volume;
-use crate::task::{Notify, either, join_all};
+use crate::canary::{self, Bug};
+use crate::task::{Notify, either, join_all, yield_now};
 
 /// How long a call waits for all that have a volume open to close it: 10 s.
 const CLOSE_WAIT_US: u64 = 10_000_000;
@@ -64,7 +65,9 @@ impl Hub {
         let closing: Rc<Closing> = Rc::default();
         *volume.closing.borrow_mut() = Some(closing.clone());
         volume.detaching.cancel();
-        volume.flushing.cancel();
+        if !canary::has(Bug::JobOutlives) {
+            volume.flushing.cancel();
+        }
         let (me, volume, answer) = (self.me.clone(), volume.clone(), closing.clone());
         self.exec.spawn(async move {
             if let Some(hub) = me.upgrade() {
@@ -228,12 +231,19 @@ impl Hub {
         }
         set.closing.set(true);
         drop(turn);
-        let closed = self.close_volumes(&set).await;
-        if closed.is_err() {
-            set.closing.set(set.device_goes.get());
-            return closed;
+        loop {
+            let closed = self.close_volumes(&set).await;
+            if closed.is_err() {
+                set.closing.set(set.device_goes.get());
+                return closed;
+            }
+            let _turn = self.turns.take(&[Place::Set(set.set_uuid())]).await;
+            set.closing.set(true);
+            // Another stop, which has given up since, has opened the set again, and a volume came.
+            if self.volumes_of(&set).is_empty() {
+                return self.stop_in_turn(&set).await;
+            }
         }
-        self.stop_empty(&set).await
     }
 
     /// Takes down the volumes of a set that takes in no others.
@@ -336,9 +346,12 @@ impl Hub {
         let stopping = async {
             while self.is_busy() {
                 self.stop_all_once().await;
-                // An operation that was under way may have brought something up.
-                if self.is_busy() {
-                    either(self.turns.freed(), self.changed.wait()).await;
+                // An operation that was under way may have brought something up meanwhile, or still
+                // may.
+                match self.has_any() {
+                    true => yield_now().await,
+                    false if self.turns.are_taken() => self.turns.freed().await,
+                    false => {}
                 }
             }
             in_time.set(true);
@@ -351,8 +364,12 @@ impl Hub {
     }
 
     fn is_busy(&self) -> bool {
-        let gone = self.sets.borrow().is_empty() && self.volumes.borrow().is_empty();
-        !gone || self.turns.are_taken()
+        self.has_any() || self.turns.are_taken()
+    }
+
+    /// Whether any set or volume is there.
+    fn has_any(&self) -> bool {
+        !self.sets.borrow().is_empty() || !self.volumes.borrow().is_empty()
     }
 
     async fn stop_all_once(self: &Rc<Self>) {

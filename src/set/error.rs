@@ -75,6 +75,8 @@ pub enum SetError {
         set: Uuid,
         /// Its dirty bytes.
         bytes: u64,
+        /// It lives on the set alone.
+        is_flash: bool,
     },
     /// The volume's data do not begin at a multiple of the device's block.
     Misaligned {
@@ -357,6 +359,19 @@ impl SetError {
                 uuid,
                 set,
                 bytes,
+                is_flash: true,
+            } => write!(
+                f,
+                "cache set {set} has {bytes} bytes of volume {name} (UUID {uuid}), which lives there alone \
+                 and is not up: bring it up (bdev_bcache_register of the cache device), or choose \
+                 another name"
+            ),
+            AbsentVolume {
+                name,
+                uuid,
+                set,
+                bytes,
+                is_flash: false,
             } => write!(
                 f,
                 "cache set {set} has {bytes} dirty bytes of an absent volume {name} (UUID {uuid}): \

@@ -62,6 +62,9 @@ impl Hub {
                 "{name} holds {bytes} bytes that are nowhere else"
             )));
         }
+        // Nothing brings it up again while no turn is held.
+        let mut claim = self.claims.none();
+        claim.add(Key::Uuid(volume.uuid))?;
         let (uuid, closing) = (volume.uuid, self.begin_close(&volume));
         drop((turn, volume));
         self.closed(name, &closing).await?;

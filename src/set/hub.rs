@@ -166,7 +166,13 @@ impl Hub {
         volumes.values().find(on).cloned()
     }
 
+    /// Opens a device for something that comes up on it.
     pub(super) fn open(&self, bdev: &str) -> Result<Rc<dyn Disk>, SetError> {
+        if self.ending.get() {
+            return Err(SetError::Busy(
+                "the process ends: nothing is started".into(),
+            ));
+        }
         self.host
             .open(bdev)
             .map_err(|e| SetError::Open(bdev.into(), e))

@@ -20,6 +20,7 @@ use super::hub::Hub;
 use super::members::Member;
 use super::turns::Place;
 use super::volume::Volume;
+use crate::canary::{self, Bug};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingSuper, RanOn, Super};
 use crate::stats::TICK_S;
@@ -113,6 +114,9 @@ impl Hub {
         uuid: Uuid,
         set: Option<Uuid>,
     ) -> Result<(), SetError> {
+        if canary::has(Bug::TwinTaken) {
+            return Ok(());
+        }
         let twin = |of: String, on: String| {
             Err(SetError::Twin {
                 device: bdev.into(),
@@ -425,9 +429,11 @@ impl Hub {
         name: &str,
         uuid: Option<Uuid>,
     ) -> Result<(), SetError> {
-        match self.absent(set, name, uuid) {
+        let mut absent = self.absent(set, name, uuid);
+        match absent.next().filter(|_| !canary::has(Bug::NameOfAbsent)) {
             Some((set, member)) => Err(SetError::AbsentVolume {
                 name: name.into(),
+                is_flash: member.is_flash,
                 uuid: member.uuid.unwrap_or(Uuid::NIL),
                 set: set.set_uuid(),
                 bytes: member.dirty_sectors * SECTOR_BYTES as u64,
@@ -436,9 +442,14 @@ impl Hub {
         }
     }
 
-    /// Drops what running sets have of absent volumes of that name.
+    /// Drops what running sets have of absent volumes of that name, but for those that live on their
+    /// set alone.
     pub(super) async fn forget_absent(&self, name: &str, uuid: Uuid) -> Result<(), SetError> {
-        while let Some((set, member)) = self.absent(None, name, Some(uuid)) {
+        let next = || {
+            let mut absent = self.absent(None, name, Some(uuid));
+            absent.find(|(_, member)| !member.is_flash)
+        };
+        while let Some((set, member)) = next() {
             log::warn!(
                 "{} dirty bytes of the absent volume {name} on cache set {} are given up",
                 member.dirty_sectors * SECTOR_BYTES as u64,
@@ -454,17 +465,16 @@ impl Hub {
         set: Option<&Rc<CacheSet>>,
         name: &str,
         uuid: Option<Uuid>,
-    ) -> Option<(Rc<CacheSet>, Member)> {
+    ) -> impl Iterator<Item = (Rc<CacheSet>, Member)> {
         let sets = self.sets().into_iter().chain(set.cloned());
         let all = sets.flat_map(|set| {
             let members = self.members(&set).into_iter();
             members.map(move |member| (set.clone(), member))
         });
-        let mut all = all.filter(|(_, member)| {
+        all.filter(move |(_, member)| {
             let same = member.name.as_deref() == Some(name) && member.uuid != uuid;
-            same && !member.is_flash && !member.is_attached && member.dirty_sectors > 0
-        });
-        all.next()
+            same && !member.is_attached && member.dirty_sectors > 0
+        })
     }
 }
 

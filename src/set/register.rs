@@ -322,12 +322,18 @@ impl Hub {
 
     /// Brings up the volumes that live on a set alone and are not up.
     pub(super) async fn bring_up_flash(&self, set: &Rc<CacheSet>) {
-        if set.closing.get() {
+        // What a set that failed has in its table may not be on the disk.
+        if set.closing.get() || set.latch.check().is_err() {
             return;
         }
         let up: Vec<Uuid> = self.volumes_of(set).iter().map(|v| v.uuid).collect();
         for (i, entry) in set.uuids().into_iter().enumerate() {
             if entry.is_live() && entry.is_flash_only() && !up.contains(&entry.uuid) {
+                let mut claim = self.claims.none();
+                if claim.add(Key::Uuid(entry.uuid)).is_err() {
+                    log::info!("flash volume {} is being deleted", entry.uuid);
+                    continue;
+                }
                 if let Err(error) = self.show_flash(set, Inode(i as u32), &entry).await {
                     log::error!("flash volume {} was not brought up: {error}", entry.uuid);
                 }
