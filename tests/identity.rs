@@ -348,6 +348,31 @@ fn bdevs_that_an_option_names_are_left_alone_and_the_option_is_saved() {
 }
 
 #[test]
+fn nothing_takes_the_name_of_a_volume_on_the_cache_alone_that_is_not_up() {
+    let (fast, slow, blank_one) = (blank("fast"), blank("slow"), blank("blank"));
+    let machine = Machine::new(&[&fast, &slow, &blank_one]);
+    machine
+        .create("fast", "slow", json!({}))
+        .expect("blank devices");
+    let flash = json!({"set": machine.uuid(), "name": "Fla0", "size_mb": 1});
+    machine.must("bdev_bcache_create_flash_volume", flash.clone());
+    assert_eq!(machine.write("Fla0", 0, 8, 5), Outcome::Success);
+    machine.must("bdev_bcache_delete", json!({"name": "Fla0"}));
+    let refused = [
+        machine.create("fast", "blank", json!({"name": "Fla0"})),
+        machine.call("bdev_bcache_create_flash_volume", flash),
+    ];
+    for answer in refused {
+        let error = answer.expect_err("Fla0 has data");
+        assert!(error.message.contains("lives there alone"), "{error:?}");
+    }
+    assert_eq!(blank_one.writes.get(), 0);
+    machine.register("fast").expect("its set runs");
+    assert!(machine.holds("Fla0", 0, 8, 5));
+    machine.die();
+}
+
+#[test]
 fn a_blank_disk_does_not_take_the_name_of_an_absent_volume_with_dirty_data() {
     let (fast, slow, machine) = dirty();
     stop(machine);

@@ -575,3 +575,44 @@ fn what_was_filled_half_a_minute_ago_outlives_a_power_cut() {
     }
     machine.die();
 }
+
+#[test]
+fn nothing_starts_once_the_end_of_the_process_has_begun() {
+    // What is under way when everything stops: a device that is examined, or a call.
+    let begun: [fn(&Machine); 3] = [
+        |machine| {
+            let hub = machine.hub.clone();
+            machine.start(async move { hub.examine("fast").await });
+        },
+        |machine| {
+            let params = json!({"bdev_name": "fast"});
+            let register = rpc::call(machine.hub.clone(), "bdev_bcache_register", params);
+            machine.start(register);
+        },
+        |machine| {
+            let params = json!({"name": "New", "cache_bdev": "fast", "backing_bdev": "other"});
+            machine.start(rpc::call(machine.hub.clone(), "bdev_bcache_create", params));
+        },
+    ];
+    for (i, begin) in begun.into_iter().enumerate() {
+        for turns in 0..24 {
+            let (fast, slow, other) = (blank("fast"), blank("slow"), blank("other"));
+            let (fast2, slow2) = (blank("fast2"), blank("slow2"));
+            let machine = Machine::new(&[&fast, &slow, &other, &fast2, &slow2]);
+            let made = machine.create("fast", "slow", json!({}));
+            made.expect("blank devices");
+            machine.must("bdev_bcache_stop_set", json!({"set": machine.uuid()}));
+            // Another set, which takes its time to stop.
+            let made = machine.create("fast2", "slow2", json!({"name": "Vol1"}));
+            made.expect("blank devices");
+            begin(&machine);
+            (0..turns).for_each(|_| machine.turn());
+            let hub = machine.hub.clone();
+            assert!(machine.run(async move { hub.stop_all().await }));
+            machine.pass(2_000_000);
+            assert!(machine.hub.sets().is_empty(), "{i}, after {turns} turns");
+            let held = ["fast", "slow", "other"].map(|bdev| machine.host.holds_open(bdev));
+            assert_eq!(held, [false; 3], "{i}, after {turns} turns");
+        }
+    }
+}

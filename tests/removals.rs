@@ -12,7 +12,7 @@ use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc::{self, RpcError};
-use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::disk::{Faults, Medium};
 use spdk_bcache::stats::TICK_S;
 
 type Call = Rc<RefCell<Option<Result<Value, RpcError>>>>;
@@ -105,6 +105,91 @@ fn a_cache_device_that_goes_while_its_set_is_being_stopped_is_let_go() {
         .until("the removal", || removal.borrow().is_some());
     lab.machine.until("its close", || lab.is_let_go("fast"));
     lab.machine.die();
+}
+
+#[test]
+fn a_volume_that_comes_between_two_stops_of_its_set_is_taken_down_with_it() {
+    // It comes by itself, or is brought by a call.
+    for method in ["bdev_bcache_register", "bdev_bcache_attach"] {
+        let lab = Lab::new(2, "writethrough");
+        let uuid = lab.machine.uuid();
+        let params = match method {
+            "bdev_bcache_register" => json!({"bdev_name": "slow1"}),
+            _ => json!({"name": "Vol1", "set": uuid}),
+        };
+        if method == "bdev_bcache_attach" {
+            lab.machine
+                .must("bdev_bcache_detach", json!({"name": "Vol1"}));
+        }
+        lab.silence("slow0", true);
+        let first = lab.begin("bdev_bcache_stop_set", json!({"set": uuid}));
+        lab.machine.pass(5_000_000);
+        let second = lab.begin("bdev_bcache_stop_set", json!({"set": uuid}));
+        lab.machine
+            .until("the first stop", || first.borrow().is_some());
+        let given_up = first.borrow_mut().take().expect("it has ended");
+        given_up.expect_err("Vol0 does not go");
+        // The set runs on, and the other call still waits for Vol0.
+        lab.machine.must(method, params);
+        lab.silence("slow0", false);
+        lab.machine
+            .until("the second stop", || second.borrow().is_some());
+        let stopped = second.borrow_mut().take().expect("it has ended");
+        stopped.expect("everything answers");
+        assert!(lab.is_let_go("fast"), "{method}");
+        let tag = lab.machine.issue("Vol1", Kind::Write, 0, vec![1; 4096], 8);
+        lab.machine.until("a write", || lab.machine.has_ended(tag));
+        lab.machine.die();
+    }
+}
+
+#[test]
+fn a_volume_on_the_cache_alone_does_not_come_up_while_it_is_deleted() {
+    for turns in 0..40 {
+        let (fast, slow) = (blank("fast"), blank("slow0"));
+        let machine = Machine::new(&[&fast, &slow]);
+        let made = machine.create("fast", "slow0", json!({"mode": "writeback"}));
+        made.expect("blank devices");
+        let flash = json!({"set": machine.uuid(), "name": "Fla0", "size_mb": 1});
+        machine.must("bdev_bcache_create_flash_volume", flash.clone());
+        assert_eq!(machine.write("Fla0", 0, 64, 7), Outcome::Success);
+        let params = json!({"name": "Fla0", "discard_dirty": true});
+        let delete = rpc::call(
+            machine.hub.clone(),
+            "bdev_bcache_delete_flash_volume",
+            params,
+        );
+        let delete = machine.start(delete);
+        (0..turns).for_each(|_| machine.turn());
+        machine.register("fast").expect("its set runs");
+        machine.until("the deletion", || delete.borrow().is_some());
+        let deleted = delete.borrow_mut().take().expect("it has ended");
+        deleted.expect("nothing has it open");
+        assert_eq!(machine.host.shown(), ["Vol0"], "after {turns} turns");
+        machine.must("bdev_bcache_create_flash_volume", flash);
+        assert!(machine.holds("Fla0", 0, 64, 0), "after {turns} turns");
+        machine.die();
+    }
+}
+
+#[test]
+fn a_set_that_failed_shows_no_volume_whose_entry_was_not_written() {
+    let fast = blank("fast");
+    let slow = blank("slow0");
+    let machine = Machine::new(&[&fast, &slow]);
+    let made = machine.create("fast", "slow0", json!({"mode": "writeback"}));
+    made.expect("blank devices");
+    fast.faults.set(Faults {
+        flush: 1,
+        ..Faults::default()
+    });
+    let flash = json!({"set": machine.uuid(), "name": "Fla0", "size_mb": 1});
+    let made = machine.call("bdev_bcache_create_flash_volume", flash);
+    made.expect_err("its entry is not durable");
+    fast.faults.take();
+    let _ = machine.register("fast");
+    assert!(!machine.host.shown().contains(&"Fla0".into()));
+    machine.die();
 }
 
 #[test]

@@ -51,6 +51,14 @@ pub(super) struct Claim {
 }
 
 impl Claims {
+    /// A reservation of nothing yet.
+    pub(super) fn none(&self) -> Claim {
+        Claim {
+            table: self.0.clone(),
+            keys: Vec::new(),
+        }
+    }
+
     /// Claims bdevs, all at once, as soon as no other operation holds any of them.
     pub(super) async fn bdevs(&self, names: &[&str]) -> Claim {
         let keys: Vec<Key> = names.iter().map(|name| Key::Bdev((*name).into())).collect();

@@ -6,6 +6,7 @@
 //! durable before what lies beyond is dropped.
 
 use super::cache::CacheSet;
+use super::claims::Key;
 use super::error::SetError;
 use super::format;
 use super::hub::Hub;
