@@ -13,6 +13,11 @@ impl Rng {
         Rng(Cell::new(seed))
     }
 
+    /// Goes on as a generator of this seed would.
+    pub fn reseed(&self, seed: u64) {
+        self.0.set(seed);
+    }
+
     /// The next 64 bits.
     pub fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,15 +1,13 @@
 //! UNMAP and WRITE_ZEROES over dirty data: these are given up where it is known what the backing
 //! device holds then, and only there; no older data than those unmapped ever come up.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::json;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::{Medium, Unmapped};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// A volume with ones on its backing device, and twos over them that are dirty.
 fn overwritten(unmapped: Unmapped, sectors: u64) -> (Rc<Medium>, Rc<Medium>, Machine) {

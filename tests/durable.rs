@@ -1,13 +1,11 @@
 //! Writes that are to be durable when they are answered (FUA), in every mode and on every way.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::json;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::{Faults, Medium};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 const MODES: [&str; 4] = ["writeback", "writethrough", "writearound", "none"];
 const PIECES: u64 = 16;

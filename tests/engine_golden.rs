@@ -120,7 +120,7 @@ impl Engine {
             async move {
                 match read_super(&disk).await.expect("a superblock") {
                     Super::Cache(sb) => {
-                        let host = SimHost::new(rng);
+                        let host = SimHost::bare(rng);
                         CacheSet::start(&host, exec, disk, sb).await
                     }
                     Super::Backing(_) => panic!("a backing device"),

@@ -1,11 +1,8 @@
 //! Devices that fail: what the host is told, what is served all the same, and that nothing dirty is
 //! forgotten and nothing hangs.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{BROKEN, Machine, backing_super, blank};
 use serde_json::json;
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::index::Lookup;
@@ -13,6 +10,7 @@ use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::disk::{Faults, Medium};
+use spdk_bcache::sim::machine::{BROKEN, Machine, backing_super, blank};
 use spdk_bcache::units::{Inode, Sector};
 
 const fn faults(read: u64, write: u64, flush: u64) -> Faults {

@@ -2,13 +2,11 @@
 //! over collisions, ticks, attach, detach, change of the mode, removal and return of devices, and a set
 //! that is stopped and started.
 
-mod machine;
-
 use std::collections::BTreeMap;
 
-use machine::{Machine, blank};
 use serde_json::{Value as Json, json};
 use spdk_bcache::request::Kind;
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// No figure of these tests comes near it.
 const ABSURD: u64 = 1 << 40;

@@ -66,7 +66,7 @@ impl Rig {
             cut_at: None,
         };
         let disk: Rc<dyn Disk> = SimDisk::new(self.medium.clone(), life.sched.clone());
-        let (host, exec) = (SimHost::new(self.rng.clone()), life.exec.clone());
+        let (host, exec) = (SimHost::bare(self.rng.clone()), life.exec.clone());
         let started = life.run(async move {
             let Super::Cache(sb) = read_super(&disk).await.unwrap() else {
                 panic!("no cache device");
@@ -325,7 +325,7 @@ fn a_journal_that_is_too_short_is_refused() {
         medium: rig.medium.clone(),
         cut_at: None,
     };
-    let (host, exec, sb) = (SimHost::new(rig.rng.clone()), life.exec.clone(), rig.sb());
+    let (host, exec, sb) = (SimHost::bare(rig.rng.clone()), life.exec.clone(), rig.sb());
     let started = life.run(async move { CacheSet::start(&host, exec, disk, sb).await });
     let why = started.unwrap().err().map(|e| e.to_string());
     assert!(why.unwrap().contains("a journal of 2 blocks is too short"));

@@ -2,13 +2,10 @@
 //! is said, in which order things reach the disks. The data are what Linux left in the fixtures.
 
 mod fixtures;
-mod machine;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
 use fixtures::{load, pattern};
-use machine::{Machine, Silence, backing_super, blank, cache_super};
 use serde_json::{Value, json};
 use spdk_bcache::disk::Disk;
 use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
@@ -17,7 +14,9 @@ use spdk_bcache::rng::Rng;
 use spdk_bcache::rpc;
 use spdk_bcache::set::error::SetError;
 use spdk_bcache::sim::check::offline;
+use spdk_bcache::sim::device::Silence;
 use spdk_bcache::sim::disk::{Fault, Fuse, Medium, SimDisk};
+use spdk_bcache::sim::machine::{Machine, backing_super, blank, cache_super};
 use spdk_bcache::units::{Inode, Sector};
 
 /// The devices of a set that has dirty data: cache and backing.

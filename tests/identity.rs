@@ -3,18 +3,16 @@
 //! by examine, in whichever order devices arrive.
 
 mod fixtures;
-mod machine;
-
 use std::rc::Rc;
 
 use fixtures::load;
-use machine::{Machine, backing_super, blank, cache_super};
 use serde_json::{Value, json};
 use spdk_bcache::disk::Disk;
 use spdk_bcache::format::superblock::{BackingState, BackingSuper, SUPER_SECTOR};
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
+use spdk_bcache::sim::machine::{Machine, backing_super, blank, cache_super};
 use spdk_bcache::units::{Sector, Uuid};
 
 /// A medium with the bytes of another, under another name.

@@ -2,11 +2,8 @@
 //! smaller, torn out under I/O. What is refused is refused before anything is written, and nothing
 //! dirty is given up unasked.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, backing_super, blank};
 use serde_json::{Value, json};
 use spdk_bcache::format::superblock::{BackingState, SUPER_SECTOR};
 use spdk_bcache::format::uuids::UuidEntry;
@@ -15,6 +12,7 @@ use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
 use spdk_bcache::set::hub::STOP_LIMIT_US;
 use spdk_bcache::sim::disk::{Faults, Medium};
+use spdk_bcache::sim::machine::{Machine, backing_super, blank};
 use spdk_bcache::units::{Sector, Uuid};
 
 /// A write-back set with one volume, which writes nothing back unasked, of two blank devices.

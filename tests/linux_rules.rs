@@ -5,14 +5,12 @@
 //! offline check. Small changes in the middle of longer keys are what breaks a writer that does not
 //! know the rules: keys of data, deletions, and keys whose data have been evicted since.
 
-mod machine;
-
-use machine::Machine;
 use serde_json::json;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::check;
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::machine::{self, Machine};
 use std::rc::Rc;
 
 /// Sectors of a volume that a life writes to.

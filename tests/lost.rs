@@ -1,16 +1,14 @@
 //! The cache device of a running set goes, and comes back: hosts keep their volumes, no old data are
 //! read, and no dirty data are forgotten.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, backing_super, blank};
 use serde_json::json;
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::machine::{Machine, backing_super, blank};
 
 struct Lab {
     machine: Machine,

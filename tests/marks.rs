@@ -1,16 +1,14 @@
 //! What the superblock of a backing device says of dirty data, whatever became of the change before:
 //! never clean while something is dirty.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, backing_super, blank};
 use serde_json::json;
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::{Faults, Ills, Medium};
+use spdk_bcache::sim::machine::{Machine, backing_super, blank};
 
 /// A clean write-back volume, long idle.
 fn calm() -> (Rc<Medium>, Rc<Medium>, Machine) {

@@ -1,14 +1,12 @@
 //! Messages and figures that must not mislead: what failed is named with volume, device, place and
 //! reason, what is unknown is null, and the log warns of what is wrong alone.
 
-mod machine;
-
 use std::cell::RefCell;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use machine::{Machine, blank};
 use serde_json::{Value as Json, json};
 use spdk_bcache::sim::disk::Faults;
+use spdk_bcache::sim::machine::{self, Machine, blank};
 
 thread_local! {
     static LINES: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
@@ -156,7 +154,9 @@ fn dirty_bytes_are_null_while_only_a_set_that_does_not_run_knows_them() {
     assert_eq!(status["dirty_bytes"], Json::Null);
     machine.register("fast").expect("the set");
     assert_eq!(machine.volume()["dirty_bytes"], known);
-    // Where the cache device goes while the volume runs, too.
+    // Where the cache device goes before it knows all that the volume has, too.
+    machine.write("Vol0", 2048, 8, 3);
+    assert_eq!(machine.volume()["dirty_bytes"], known);
     machine.unplug(&media[0]);
     assert_eq!(machine.volume()["dirty_bytes"], Json::Null);
     machine.replug(&media[0]);

@@ -1,14 +1,12 @@
 //! Volumes of one set beside each other: what becomes of one, its device or its number in the set
 //! does not touch the others, nor what comes after it.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::{Value, json};
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::{Faults, Ills, Medium};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// One volume with 20 MiB of dirty data that are not written back unasked.
 fn much_dirty() -> (Rc<Medium>, Rc<Medium>, Machine) {

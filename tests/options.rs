@@ -1,12 +1,10 @@
 //! The tables of options and methods against a running volume: whatever a row says is what happens.
 
-mod machine;
-
-use machine::{Machine, blank};
 use serde_json::{Value as Json, json};
 use spdk_bcache::options::{Kept, Kind, Row, SetOption, Table, Value, VolumeOption};
 use spdk_bcache::rpc::methods::METHODS;
 use spdk_bcache::rpc::{self, RpcError};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 const UUID: &str = "e3b97f1f-d932-466a-8902-c3e095bb0974";
 

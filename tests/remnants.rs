@@ -1,16 +1,14 @@
 //! Clean data that were moved, and whose copy was evicted: the disk still names the place they came
 //! from. They do not come back over what was written past the cache since.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::Machine;
 use serde_json::json;
 use spdk_bcache::index::{Extent, Lookup};
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::set::cache::CacheSet;
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::machine::Machine;
 use spdk_bcache::units::{BucketNr, Inode, Sector};
 
 /// A machine with one volume, and one extent of 2 sectors whose clean data were moved.

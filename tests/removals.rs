@@ -1,18 +1,16 @@
 //! Devices that go while something else is done to what lies on them: each call and each removal
 //! ends, and nothing comes back on a device that has gone.
 
-mod machine;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use machine::{Machine, backing_super, blank};
 use serde_json::{Value, json};
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::sim::disk::{Faults, Medium};
+use spdk_bcache::sim::machine::{Machine, backing_super, blank};
 use spdk_bcache::stats::TICK_S;
 
 type Call = Rc<RefCell<Option<Result<Value, RpcError>>>>;

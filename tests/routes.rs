@@ -1,17 +1,15 @@
 //! The way of a volume's host I/O changes while I/O runs: it is attached, made part of a set by
 //! create, detached. What a flush answers for does not depend on which way a write went.
 
-mod machine;
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::{Value, json};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// How a running volume without a cache comes to a set.
 #[derive(Clone, Copy, Debug)]

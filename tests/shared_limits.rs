@@ -1,17 +1,15 @@
 //! What volumes of one set share has bounds. What one of them uses up slows the others, but neither
 //! ends nor hangs their I/O.
 
-mod machine;
-
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::json;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::front::Front;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::sim::disk::{Medium, SimDisk};
 use spdk_bcache::sim::lane::SimLane;
+use spdk_bcache::sim::machine::{self, Machine, blank};
 use spdk_bcache::units::Sector;
 
 /// A set of two volumes, and its devices.

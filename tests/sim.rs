@@ -9,7 +9,7 @@ use std::rc::Rc;
 use spdk_bcache::format::superblock::CacheMode;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::disk::{Faults, Fuse};
-use spdk_bcache::sim::machine::{Books, Layout, Machine, Media, VolumeKind};
+use spdk_bcache::sim::script::{Books, Layout, Machine, Media, VolumeKind};
 use spdk_bcache::sim::seeds::{Draw, live, live_all};
 
 fn number(name: &str) -> Option<u64> {

@@ -9,8 +9,8 @@ use spdk_bcache::rng::Rng;
 use spdk_bcache::set::cache::CacheSet;
 use spdk_bcache::sim::check;
 use spdk_bcache::sim::disk::Fuse;
-use spdk_bcache::sim::machine::{Books, Layout, Machine, Media, VolumeKind};
 use spdk_bcache::sim::oracle::sector_of;
+use spdk_bcache::sim::script::{Books, Layout, Machine, Media, VolumeKind};
 use spdk_bcache::units::Inode;
 
 const LAYOUT: Layout = Layout {

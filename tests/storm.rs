@@ -2,19 +2,17 @@
 //! was answered is lost, every call ends, and what goes is let go. A power cut leaves what flushes
 //! covered, or something newer.
 
-mod machine;
-
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::{Value, json};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rng::Rng;
 use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::sim::disk::Medium;
+use spdk_bcache::sim::machine::{Machine, blank};
 
 const VOLUMES: [(&str, &str); 2] = [("Vol0", "slow0"), ("Vol1", "slow1")];
 const DEVICES: [&str; 3] = ["fast", "slow0", "slow1"];

@@ -1,12 +1,10 @@
 //! What one host can do to the others of its set with I/Os that fail for reasons of their own: nothing.
 
-mod machine;
-
-use machine::{Machine, blank};
 use serde_json::{Value, json};
 use spdk_bcache::disk::IoError;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::{Outcome, Side};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// More than any limit of errors: 8 for a cache device, 64 for a backing device.
 const OFTEN: u64 = 66;

@@ -1,17 +1,15 @@
 //! What waits for a device sleeps: nothing of the engine goes round and round until the device has
 //! answered.
 
-mod machine;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use machine::{Machine, blank};
 use serde_json::{Value, json};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc;
 use spdk_bcache::sim::disk::{Ills, Medium};
+use spdk_bcache::sim::machine::{Machine, blank};
 
 /// Turns of everything that a wait may take. The device answers after a second and a half minute at
 /// most; in that time write-back looks some 2000 times whether it has something to do, and in vain.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::disk::Medium;
 use crate::alloc::Use;
 use crate::alloc::gens::Gens;
-use crate::check::report::Report;
+use crate::check::report::{Finding, Report};
 use crate::check::{self, Source};
 use crate::format::superblock::{
     BackingState, BackingSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
@@ -157,6 +157,32 @@ pub fn backing_super(medium: &Medium) -> Option<BackingSuper> {
     }
 }
 
+/// The UUID of the set that a device has the superblock of, as a text.
+pub fn set_uuid(medium: &Medium) -> Option<String> {
+    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
+    match parse(&bytes) {
+        Ok(Super::Cache(sb)) => Some(sb.set_uuid.to_string()),
+        _ => None,
+    }
+}
+
+/// Whether a cache device has no set that ever ran.
+pub fn has_no_set(medium: &Medium) -> bool {
+    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
+    !matches!(parse(&bytes), Ok(Super::Cache(sb)) if sb.sync())
+}
+
+/// Whether the superblock of a backing device names the set of a cache device.
+pub fn is_of_set(backing: &Medium, cache: &Medium) -> bool {
+    let of = backing_super(backing).map(|sb| sb.set_uuid.to_string());
+    of.is_some() && of == set_uuid(cache)
+}
+
+/// Whether a backing device says that what its set holds of it is old.
+pub fn says_stale(medium: &Medium) -> bool {
+    backing_super(medium).is_some_and(|sb| sb.state() == BackingState::Stale)
+}
+
 /// The volumes of a set that are on these devices, as their superblocks say.
 fn members<'a>(
     set: &CacheSet,
@@ -273,19 +299,28 @@ pub fn offline(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<(), St
 pub fn offline_own(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<(), String> {
     match report(cache, backings)?.summary.stale_dirty_extents {
         0 => Ok(()),
-        n => Err(format!(
-            "{n} dirty extents are stale and covered by no later key"
-        )),
+        n => Err(stale_dirty(n)),
     }
 }
 
+/// All that the offline check finds, of a set that Linux never wrote to.
+///
+/// # Errors
+/// It cannot look, or dirty keys are stale: see [`offline_own`].
+pub fn findings(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<Vec<Finding>, String> {
+    let report = whole_report(cache, backings)?;
+    match report.summary.stale_dirty_extents {
+        0 => Ok(report.findings),
+        n => Err(stale_dirty(n)),
+    }
+}
+
+fn stale_dirty(n: u64) -> String {
+    format!("{n} dirty extents are stale and covered by no later key")
+}
+
 fn report(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<Report, String> {
-    let backings: Vec<&dyn Source> = backings
-        .iter()
-        .flatten()
-        .map(|medium| &**medium as &dyn Source)
-        .collect();
-    let report = check::check(cache, &backings, &mut |_| ()).map_err(|e| e.to_string())?;
+    let report = whole_report(cache, backings)?;
     match report.findings.first() {
         None => Ok(report),
         Some(finding) => Err(format!(
@@ -293,6 +328,15 @@ fn report(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<Report, Str
             report.findings.len()
         )),
     }
+}
+
+fn whole_report(cache: &Medium, backings: &[Option<Rc<Medium>>]) -> Result<Report, String> {
+    let backings: Vec<&dyn Source> = backings
+        .iter()
+        .flatten()
+        .map(|medium| &**medium as &dyn Source)
+        .collect();
+    check::check(cache, &backings, &mut |_| ()).map_err(|e| e.to_string())
 }
 
 /// How often each bucket was used again, by what its generation did.

@@ -10,6 +10,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+pub use super::fuse::{Fault, Fuse};
 use super::sched::Sched;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::rng::Rng;
@@ -17,6 +18,7 @@ use crate::task::once;
 use crate::units::{SECTOR_BYTES, Sector};
 
 /// An unflushed write.
+#[derive(Clone)]
 struct Pending {
     nr: u64,
     at: Sector,
@@ -67,85 +69,6 @@ pub enum Unmapped {
     Mixture,
 }
 
-/// What goes wrong with the devices of a machine at one moment, counted in what they are told.
-///
-/// It may cut the power at a step, which is a write or a flush: that one still reaches its device's
-/// volatile cache, no later one does, and nothing is answered any more. Or it lets an operation fail,
-/// which is a read, a write or a flush.
-pub struct Fuse {
-    steps: Cell<u64>,
-    last: u64,
-    operations: Cell<u64>,
-    fault: Cell<Option<Fault>>,
-}
-
-/// An operation that fails.
-#[derive(Clone, Copy, Debug)]
-pub struct Fault {
-    /// Which, counted from 0.
-    pub operation: u64,
-    /// Whether all later ones of the same device fail too.
-    pub lasting: bool,
-}
-
-impl Fuse {
-    /// A fuse that blows at step `last`, counted from 0.
-    pub fn new(last: u64) -> Rc<Fuse> {
-        Rc::new(Fuse {
-            steps: Cell::new(0),
-            last,
-            operations: Cell::new(0),
-            fault: Cell::new(None),
-        })
-    }
-
-    /// One that never blows.
-    pub fn sound() -> Rc<Fuse> {
-        Self::new(u64::MAX - 1)
-    }
-
-    /// One that never blows, with a fault.
-    pub fn with(fault: Fault) -> Rc<Fuse> {
-        let fuse = Self::sound();
-        fuse.fault.set(Some(fault));
-        fuse
-    }
-
-    /// Operations so far.
-    pub fn operations(&self) -> u64 {
-        self.operations.get()
-    }
-
-    /// No operation fails from here on, but on a device that has failed for good.
-    pub fn disarm(&self) {
-        self.fault.set(None);
-    }
-
-    /// Takes an operation; tells of the fault if it is the one.
-    fn operation(&self) -> Option<Fault> {
-        let nr = self.operations.get();
-        self.operations.set(nr + 1);
-        self.fault.get().filter(|fault| fault.operation == nr)
-    }
-
-    /// Steps so far.
-    pub fn steps(&self) -> u64 {
-        self.steps.get()
-    }
-
-    /// Whether the power is gone.
-    pub fn is_blown(&self) -> bool {
-        self.steps.get() > self.last
-    }
-
-    /// Takes a step; false when there is no power for it.
-    fn step(&self) -> bool {
-        let powered = !self.is_blown();
-        self.steps.set(self.steps.get() + u64::from(powered));
-        powered
-    }
-}
-
 /// What a device holds, and what it may forget.
 pub struct Medium {
     name: String,
@@ -174,6 +97,8 @@ pub struct Medium {
     pub unmapped: Cell<Unmapped>,
     /// It answers no reads.
     pub stuck: Cell<bool>,
+    /// Every answer comes so many µs late.
+    pub lag_us: Cell<u64>,
     /// It fails whatever it is told.
     dead: Cell<bool>,
     /// What cuts its power, or lets it fail.
@@ -209,9 +134,35 @@ impl Medium {
             faults: Cell::default(),
             unmapped: Cell::default(),
             stuck: Cell::new(false),
+            lag_us: Cell::new(0),
             dead: Cell::new(false),
             fuse: RefCell::default(),
         })
+    }
+
+    /// A device of its own that holds the same, what was not flushed as such, and has no faults.
+    pub fn fork(&self) -> Rc<Medium> {
+        let fork = Medium::with_bytes(&self.name, Vec::new(), self.block_sectors);
+        *fork.visible.borrow_mut() = self.visible.borrow().clone();
+        *fork.durable.borrow_mut() = self.durable.borrow().clone();
+        *fork.pending.borrow_mut() = self.pending.borrow().clone();
+        fork.next_nr.set(self.next_nr.get());
+        fork.pending_bytes.set(self.pending_bytes.get());
+        fork.kind.set(self.kind.get());
+        fork.unmapped.set(self.unmapped.get());
+        fork
+    }
+
+    /// Another device of this name that holds what a read would return now.
+    pub fn copy_as(&self, name: &str) -> Rc<Medium> {
+        let copy = Medium::with_bytes(name, self.bytes(), self.block_sectors);
+        copy.kind.set(self.kind.get());
+        copy
+    }
+
+    /// Some sectors cannot be read until they are written.
+    pub fn turn_bad(&self, at: Sector, sectors: u64) {
+        self.bad.borrow_mut().push((at.0, at.0 + sectors));
     }
 
     /// What people call it.
@@ -287,6 +238,7 @@ impl Medium {
     /// Nothing is wrong with it any more. What it holds stays.
     pub fn cure(&self) {
         self.dead.take();
+        self.lag_us.take();
         self.faults.take();
         self.ills.take();
         self.bad.take();
@@ -397,6 +349,7 @@ impl Medium {
     }
 
     fn settle(&self, covered: &[u64]) {
+        self.supersede(covered);
         let mut durable = self.durable.borrow_mut();
         self.pending.borrow_mut().retain(|write| {
             if covered.binary_search(&write.nr).is_err() {
@@ -409,6 +362,32 @@ impl Medium {
         });
         if self.pending.borrow().is_empty() {
             self.pending_bytes.set(0);
+        }
+    }
+
+    /// What is durable by a later write than one that stays in the cache is not undone by that: there
+    /// the sectors become those of the later one. Pending writes stand in the order in which they
+    /// became visible.
+    fn supersede(&self, covered: &[u64]) {
+        let mut pending = self.pending.borrow_mut();
+        for i in 1..pending.len() {
+            let (before, from) = pending.split_at_mut(i);
+            let later = &from[0];
+            if covered.binary_search(&later.nr).is_err() {
+                continue;
+            }
+            let end = later.at.0 + later.sectors();
+            for earlier in before.iter_mut().filter(|p| p.visible) {
+                let start = earlier.at.0.max(later.at.0);
+                let end = end.min(earlier.at.0 + earlier.sectors());
+                if start >= end || covered.binary_search(&earlier.nr).is_ok() {
+                    continue;
+                }
+                let bytes = (end - start) as usize * SECTOR_BYTES;
+                let to = (start - earlier.at.0) as usize * SECTOR_BYTES;
+                let from = (start - later.at.0) as usize * SECTOR_BYTES;
+                earlier.data[to..to + bytes].copy_from_slice(&later.data[from..from + bytes]);
+            }
         }
     }
 
@@ -491,11 +470,12 @@ impl SimDisk {
         if slow > 0 && rng.below(slow) == 0 {
             return 1_000_000 + rng.below(90_000_000);
         }
-        match rng.below(64) {
+        let usual = match rng.below(64) {
             0 => 2_000 + rng.below(20_000),
             1..=8 => 200 + rng.below(1_000),
             _ => 5 + rng.below(100),
-        }
+        };
+        self.medium.lag_us.get() + usual
     }
 
     fn check(&self, at: Sector, sectors: u64) -> Result<(), IoError> {
@@ -731,6 +711,22 @@ mod tests {
             run(&sched);
         }
         assert_eq!(seen, [false, true, true]);
+    }
+
+    #[test]
+    fn a_flush_of_the_later_of_two_writes_is_not_undone_by_the_earlier_one() {
+        let (medium, sched, disk) = rig();
+        for nr in [1, 2] {
+            medium.give(Sector(3), vec![nr; SECTOR_BYTES]);
+        }
+        medium.show(0);
+        medium.answer(1);
+        medium.settle(&[1]);
+        medium.answer(0);
+        disk.start_flush(|_| ());
+        run(&sched);
+        medium.cut_power(&Rng::new(1));
+        assert_eq!(medium.peek(Sector(3), 1)[0], 2);
     }
 
     #[test]

@@ -1,82 +1,195 @@
-//! The simulated world as the lifecycle sees it: devices by name, entropy, the date.
+//! The simulated world as the lifecycle sees it: devices by name, volumes on a stage, entropy, the date.
+//!
+//! A device can be added, withdrawn, and made to *leave*: it then still works for who has it open, and
+//! cannot be opened. Its [`Flaws`] and how often it was opened belong to its name.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use super::device::{Flaws, OpenDevice, Silence};
 use super::disk::SimDisk;
+use super::sched::Sched;
 use super::stage::Stage;
 use crate::disk::{Disk, DoneFuture};
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
 use crate::set::host::{Host, OpenError};
 
+const EEXIST: i32 = 17;
+
+/// Told whenever a volume is about to be made of something else, and whether with a cache.
+type Look = Box<dyn Fn(bool)>;
+
 /// A host whose devices are simulated. Volumes are shown on its stage.
 pub struct SimHost {
     rng: Rc<Rng>,
+    sched: Sched,
     disks: RefCell<BTreeMap<String, Rc<SimDisk>>>,
-    stage: Rc<Stage>,
+    flaws: RefCell<BTreeMap<String, Rc<Flaws>>>,
+    opened: RefCell<Vec<Weak<OpenDevice>>>,
+    opens: RefCell<BTreeMap<String, u64>>,
+    /// Where volumes are shown.
+    pub stage: Stage,
+    /// Called when a volume is about to be made of something else, and whether with a cache.
+    pub on_replace: RefCell<Option<Look>>,
+    /// The sizes that hosts were told of, in sectors.
+    pub resized: RefCell<Vec<(String, u64)>>,
+    /// Other names of bdevs.
+    pub aliases: RefCell<BTreeMap<String, String>>,
+    /// The volumes that a host has open.
+    pub open: RefCell<BTreeSet<String>>,
+    /// Why the process would have ended itself.
+    pub died: RefCell<Option<String>>,
+    /// Devices that are being removed: they work, and cannot be opened.
+    pub leaving: RefCell<BTreeSet<String>>,
 }
 
 impl SimHost {
-    /// A host without devices, whose volumes have no fronts.
-    pub fn new(rng: Rc<Rng>) -> SimHost {
-        Self::with_reactors(rng, 0)
-    }
-
     /// A host without devices, whose volumes have so many fronts each.
-    pub fn with_reactors(rng: Rc<Rng>, reactors: usize) -> SimHost {
+    pub fn new(sched: Sched, rng: Rc<Rng>, reactors: usize) -> SimHost {
         SimHost {
             stage: Stage::new(reactors, rng.clone()),
             rng,
+            sched,
             disks: RefCell::default(),
+            flaws: RefCell::default(),
+            opened: RefCell::default(),
+            opens: RefCell::default(),
+            on_replace: RefCell::default(),
+            resized: RefCell::default(),
+            aliases: RefCell::default(),
+            open: RefCell::default(),
+            died: RefCell::default(),
+            leaving: RefCell::default(),
         }
     }
 
-    /// Where volumes are shown.
-    pub fn stage(&self) -> &Rc<Stage> {
-        &self.stage
+    /// A host that gives nothing but entropy, to start a set with: its volumes have no fronts.
+    pub fn bare(rng: Rc<Rng>) -> SimHost {
+        Self::new(Sched::new(0, rng.clone()), rng, 0)
     }
 
-    fn sim(&self, disk: Option<Rc<dyn Disk>>) -> Option<Rc<SimDisk>> {
-        let name = disk?.name();
-        self.disks.borrow().get(&name).cloned()
-    }
+    // --- devices ---
 
     /// Adds a device under its name.
     pub fn add(&self, disk: Rc<SimDisk>) {
         self.disks.borrow_mut().insert(disk.name(), disk);
     }
 
+    /// Takes a device away. Who has it open keeps it.
+    pub fn withdraw(&self, name: &str) {
+        self.disks.borrow_mut().remove(name);
+    }
+
+    /// Whether there is a device of this name.
+    pub fn has_device(&self, name: &str) -> bool {
+        self.disks.borrow().contains_key(name)
+    }
+
+    fn disk(&self, name: &str) -> Option<Rc<SimDisk>> {
+        self.disks.borrow().get(name).cloned()
+    }
+
+    /// What fronts use of a device that the engine has open.
+    fn sim(&self, disk: Option<Rc<dyn Disk>>) -> Option<Rc<SimDisk>> {
+        let address = Rc::as_ptr(&disk?).cast::<()>();
+        let opened = self.opened.borrow();
+        let mut opened = opened.iter().filter_map(Weak::upgrade);
+        let found = opened.find(|open| Rc::as_ptr(open).cast::<()>() == address);
+        Some(found.expect("the engine opened it here").sim().clone())
+    }
+
+    /// What is wrong with the device of a name, for the engine's own I/O.
+    pub fn flaws(&self, name: &str) -> Rc<Flaws> {
+        let mut flaws = self.flaws.borrow_mut();
+        flaws.entry(name.into()).or_default().clone()
+    }
+
+    /// What makes a device silent.
+    pub fn silence(&self, name: &str) -> Rc<Silence> {
+        self.flaws(name).silence.clone()
+    }
+
+    /// All ranges of all devices can be read and written again.
+    pub fn mend(&self) {
+        self.flaws.borrow().values().for_each(|flaws| flaws.mend());
+    }
+
+    /// Whether somebody has a device open.
+    pub fn holds_open(&self, name: &str) -> bool {
+        let opened = self.opened.borrow();
+        let mut opened = opened.iter().filter_map(Weak::upgrade);
+        opened.any(|disk| disk.name() == name)
+    }
+
+    /// How often a device was opened for writing.
+    pub fn opens(&self, name: &str) -> u64 {
+        self.opens.borrow().get(name).copied().unwrap_or(0)
+    }
+
+    // --- volumes ---
+
     /// The volumes that are shown.
-    pub fn shown(&self) -> Vec<Arc<VolumeShared>> {
-        self.stage.volumes()
+    pub fn shown(&self) -> Vec<String> {
+        self.stage.names()
+    }
+
+    /// Whether a volume is shown and about to be no more.
+    pub fn is_going(&self, name: &str) -> bool {
+        self.stage.is_going(name)
+    }
+
+    fn is_there(&self, bdev: &str) -> bool {
+        self.has_device(bdev) || self.stage.volume(bdev).is_some()
+    }
+
+    /// Every reactor runs once. Returns how much was done.
+    pub fn poll(&self) -> usize {
+        let done = self.stage.poll();
+        for name in self.stage.take_gone() {
+            self.aliases.borrow_mut().retain(|_, own| *own != name);
+        }
+        done
+    }
+
+    fn look_at(&self, name: &str) -> Result<Rc<OpenDevice>, OpenError> {
+        let inner = self.disk(name).ok_or(OpenError::NotFound)?;
+        if self.leaving.borrow().contains(name) {
+            return Err(OpenError::NotFound);
+        }
+        let disk = Rc::new(OpenDevice::new(inner, self.flaws(name)));
+        let mut opened = self.opened.borrow_mut();
+        opened.retain(|disk| disk.strong_count() > 0);
+        opened.push(Rc::downgrade(&disk));
+        Ok(disk)
     }
 }
 
 impl Host for SimHost {
     fn open(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
-        match self.disks.borrow().get(name) {
-            Some(disk) => Ok(disk.clone()),
-            None => Err(OpenError::NotFound),
-        }
+        let disk = self.look_at(name)?;
+        *self.opens.borrow_mut().entry(name.into()).or_default() += 1;
+        Ok(disk)
     }
 
     fn peek(&self, name: &str) -> Result<Rc<dyn Disk>, OpenError> {
-        self.open(name)
+        Ok(self.look_at(name)?)
     }
 
     fn resolve(&self, name: &str) -> Option<String> {
-        self.is_taken(name).then(|| name.to_string())
+        let aliases = self.aliases.borrow();
+        let own = aliases.get(name).map_or(name, String::as_str);
+        self.is_there(own).then(|| own.to_string())
     }
 
     fn is_open(&self, name: &str) -> bool {
-        self.stage.volume(name).is_some()
+        self.open.borrow().contains(name)
     }
 
     fn is_taken(&self, name: &str) -> bool {
-        self.disks.borrow().contains_key(name) || self.stage.volume(name).is_some()
+        self.resolve(name).is_some()
     }
 
     fn expose(
@@ -85,9 +198,7 @@ impl Host for SimHost {
         backing: Option<Rc<dyn Disk>>,
         cache: Option<Rc<dyn Disk>>,
     ) -> Result<(), i32> {
-        const EEXIST: i32 = 17;
-        let (backing, cache) = (self.sim(backing), self.sim(cache));
-        match self.stage.show(volume, backing, cache) {
+        match self.stage.show(volume, self.sim(backing), self.sim(cache)) {
             true => Ok(()),
             false => Err(EEXIST),
         }
@@ -98,15 +209,19 @@ impl Host for SimHost {
     }
 
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
+        if let Some(look) = &*self.on_replace.borrow() {
+            look(cache.is_some());
+        }
         self.stage.replace(volume, self.sim(cache))
     }
 
-    fn resize(&self, _name: &str, _size_sectors: u64) -> Result<(), i32> {
+    fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {
+        self.resized.borrow_mut().push((name.into(), size_sectors));
         Ok(())
     }
 
     fn panic(&self, why: &str) {
-        log::error!("the process would end: {why}");
+        *self.died.borrow_mut() = Some(why.into());
     }
 
     fn entropy(&self) -> u64 {
@@ -114,6 +229,6 @@ impl Host for SimHost {
     }
 
     fn now_s(&self) -> u32 {
-        1_700_000_000
+        1_700_000_000 + (self.sched.now_us() / 1_000_000) as u32
     }
 }

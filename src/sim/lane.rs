@@ -102,6 +102,16 @@ impl SimLane {
         io
     }
 
+    /// The host changes the memory of an I/O under way; false when there is none of that tag.
+    pub fn change_memory(&self, tag: u64, memory: &[u8]) -> bool {
+        let live = self.live.borrow();
+        let Some(io) = live.values().find(|io| io.host().tag == tag) else {
+            return false;
+        };
+        io.host().memory.borrow_mut().copy_from_slice(memory);
+        true
+    }
+
     /// A host I/O that has been answered, if there is one.
     pub fn finished(&self) -> Option<(SimIo, Outcome)> {
         self.finished.borrow_mut().pop_front()

@@ -1,489 +1,396 @@
-//! One life of a whole machine: devices, the lifecycle, volumes with fronts, and a script.
+//! One life of a machine: simulated devices that can be unplugged and can fail, a host that serves
+//! volumes through fronts, and RPCs as people call them.
 //!
-//! A script is a task beside the engine's own; it calls the lifecycle and does host I/O whose
-//! results an oracle judges. A machine ends when its script does or when the power is cut at a
-//! step of its devices ([`Fuse`]). Up to that step, a run is a function of its seed, wherever it is
-//! cut. What outlives a machine is on the media and in the [`Books`].
+//! Tests of the lifecycle drive it step by step; random worlds do, too. What outlives it are the
+//! [`Medium`]s.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 
-use super::check;
-use super::disk::{Fuse, Medium, SimDisk};
+use serde_json::{Value, json};
+
+use super::disk::{Faults, Medium, SimDisk};
 use super::host::SimHost;
-use super::oracle::{Oracle, ZERO, sector_of};
 use super::sched::Sched;
-use super::stage::Stage;
-use crate::format::superblock::{BackingState, CacheMode};
+use super::stage::{Ended, HostIo};
+use crate::disk::IoError;
+use crate::format::superblock::{BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse};
 use crate::request::Kind;
+use crate::request::lane::{Outcome, Side};
 use crate::rng::Rng;
-use crate::set::cache::CacheSet;
-use crate::set::create::Create;
-use crate::set::error::SetError;
-use crate::set::format::Permission;
+use crate::rpc::{self, RpcError};
 use crate::set::hub::Hub;
-use crate::task::{Executor, join_all};
-use crate::units::SECTOR_BYTES;
+use crate::task::Executor;
+use crate::units::Sector;
 
-/// Simulated time that a script may take.
-const PATIENCE_US: u64 = 3_600_000_000;
-/// Turns after which nothing must be left to do at one moment.
-const BUSY_MAX: u64 = 1_000_000;
-/// How long write-back may take until a backing device says clean: ten minutes.
-const CALM_US: u64 = 600_000_000;
-/// Fronts of a volume.
-const REACTORS: usize = 2;
+/// Simulated time that a call may take: 10 min.
+pub const PATIENCE_US: u64 = 600_000_000;
+/// A device that fails at everything.
+pub const BROKEN: Faults = Faults {
+    read: 1,
+    write: 1,
+    flush: 1,
+};
 
-/// What a script comes to.
-pub type Job = Pin<Box<dyn Future<Output = Result<(), String>>>>;
-
-/// A volume of a script. Number i is called "v‹i›"; its backing device, if any, "slow‹i›".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VolumeKind {
-    /// With a backing device that has so many sectors of data.
-    Backed(u64),
-    /// On the cache alone, of so many MiB.
-    Flash(u64),
-}
-
-impl VolumeKind {
-    /// Its size in sectors.
-    pub fn sectors(self) -> u64 {
-        match self {
-            VolumeKind::Backed(sectors) => sectors,
-            VolumeKind::Flash(mib) => mib * 2048,
-        }
-    }
-}
-
-/// The devices and volumes of a script.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout {
-    /// Of the cache device, "fast".
-    pub nbuckets: u64,
-    /// Of the cache device.
-    pub bucket_kb: u32,
-    /// The volumes that there will be.
-    pub volumes: &'static [VolumeKind],
-}
-
-/// Where the data of a backing device begin, by default.
-const DATA_OFFSET: u64 = crate::format::superblock::DEFAULT_DATA_OFFSET.0;
-
-/// The devices themselves.
-#[derive(Clone)]
-pub struct Media {
-    /// The cache device.
-    pub fast: Rc<Medium>,
-    /// The backing devices, by volume.
-    pub slow: Vec<Option<Rc<Medium>>>,
-}
-
-impl Media {
-    /// Blank devices.
-    pub fn new(layout: &Layout) -> Media {
-        let fast = layout.nbuckets * u64::from(layout.bucket_kb) * 2;
-        let slow = |(i, kind): (usize, &VolumeKind)| match kind {
-            VolumeKind::Backed(n) => Some(Medium::new(&format!("slow{i}"), n + DATA_OFFSET, 1)),
-            VolumeKind::Flash(_) => None,
-        };
-        Media {
-            fast: Medium::new("fast", fast, 1),
-            slow: layout.volumes.iter().enumerate().map(slow).collect(),
-        }
-    }
-
-    /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = &Rc<Medium>> {
-        self.slow.iter().flatten().chain([&self.fast])
-    }
-
-    /// The backing devices.
-    pub fn backings(&self) -> impl Iterator<Item = &Medium> {
-        self.slow.iter().flatten().map(|medium| &**medium)
-    }
-
-    /// Devices of their own that hold the same.
-    pub fn copy(&self) -> Media {
-        let copy = |m: &Rc<Medium>| Medium::with_bytes(m.name(), m.bytes(), 1);
-        Media {
-            fast: copy(&self.fast),
-            slow: self.slow.iter().map(|m| m.as_ref().map(copy)).collect(),
-        }
-    }
-
-    /// The end of a life: what was under way ends somehow, and `power`: what was not flushed is
-    /// lost in part.
-    pub fn crash(&self, rng: &Rng, power: bool) {
-        for medium in self.all() {
-            medium.fuse.take();
-            medium.kill(rng);
-            if power {
-                medium.cut_power(rng);
-            }
-        }
-    }
-}
-
-/// What is known of the volumes from life to life.
-#[derive(Clone)]
-pub struct Books {
-    /// What sectors may hold.
-    pub oracle: Oracle,
-    next_value: u32,
-    /// Which volumes were acknowledged to be there.
-    pub made: Vec<bool>,
-}
-
-impl Books {
-    /// Of volumes that nobody has written to.
-    pub fn new(layout: &Layout) -> Books {
-        let sizes: Vec<u64> = layout.volumes.iter().map(|v| v.sectors()).collect();
-        Books {
-            oracle: Oracle::new(&sizes),
-            next_value: 1,
-            made: vec![false; sizes.len()],
-        }
-    }
-}
-
-/// A machine that is up.
+/// One life of a machine.
 pub struct Machine {
-    /// The devices and volumes.
-    pub layout: Layout,
-    /// The devices.
-    pub media: Media,
     /// The clock.
     pub sched: Sched,
     /// The owner thread.
     pub exec: Executor,
+    /// Devices, and what hosts see.
+    pub host: Rc<SimHost>,
     /// The lifecycle.
     pub hub: Rc<Hub>,
-    /// What hosts see.
-    pub stage: Rc<Stage>,
-    /// What is known of the volumes.
-    pub books: Rc<RefCell<Books>>,
-    /// What cuts the power.
-    pub fuse: Rc<Fuse>,
-    /// The source of chance.
-    pub rng: Rc<Rng>,
-    /// What a read returned that cannot be: no error of a device excuses it.
-    pub wrong: RefCell<Option<String>>,
-    busy: Cell<u64>,
 }
 
 impl Machine {
-    /// Switches a machine on; nothing is registered yet.
-    pub fn new(
-        layout: Layout,
-        media: Media,
-        books: Rc<RefCell<Books>>,
-        seed: u64,
-        fuse: Rc<Fuse>,
-    ) -> Rc<Machine> {
-        let rng = Rc::new(Rng::new(seed));
-        let (exec, sched) = (Executor::new(), Sched::new(0, rng.clone()));
-        let host = Rc::new(SimHost::with_reactors(rng.clone(), REACTORS));
-        for medium in media.all() {
-            *medium.fuse.borrow_mut() = Some(fuse.clone());
-            host.add(SimDisk::new(medium.clone(), sched.clone()));
-        }
-        Rc::new(Machine {
-            layout,
-            media,
-            stage: host.stage().clone(),
-            hub: Hub::new(host, exec.clone()),
-            sched,
-            exec,
-            books,
-            fuse,
-            rng,
-            wrong: RefCell::default(),
-            busy: Cell::new(0),
-        })
+    /// A machine with these devices.
+    pub fn new(media: &[&Rc<Medium>]) -> Machine {
+        // Another for each life: were two nodes' numbers the same, what a bucket held in the last
+        // life would look like more of its new node.
+        let rng = Rc::new(Rng::new(
+            7 + media.iter().map(|m| m.writes.get()).sum::<u64>(),
+        ));
+        Self::with(media, rng, 0, 1)
     }
 
-    /// One step of everything; time moves on when there is nothing else to do.
-    fn turn(&self) -> Result<(), String> {
-        let now = self.sched.now_us();
-        let steps = 1 + self.rng.below(4) as usize;
-        let mut done = self.sched.run_due() + self.exec.poll(now, steps);
-        done += self.hub.poll() + self.stage.poll();
-        if done > 0 {
-            self.busy.set(self.busy.get() + 1);
-            self.sched.set_now(now + self.rng.below(2));
-            return match self.busy.get() > BUSY_MAX {
-                true => Err("busy for ever".to_string()),
-                false => Ok(()),
-            };
+    /// A machine with these devices, so many reactors and this source of chance, at a time in µs.
+    pub fn with(media: &[&Rc<Medium>], rng: Rc<Rng>, now_us: u64, reactors: usize) -> Machine {
+        let exec = Executor::new();
+        let sched = Sched::new(now_us, rng.clone());
+        let host = Rc::new(SimHost::new(sched.clone(), rng, reactors));
+        let machine = Machine {
+            sched,
+            hub: Hub::new(host.clone(), exec.clone()),
+            exec,
+            host,
+        };
+        for medium in media {
+            machine.plug(medium);
         }
-        self.busy.set(0);
+        machine
+    }
+
+    /// Makes a device known under its name.
+    pub fn plug(&self, medium: &Rc<Medium>) {
+        let disk = SimDisk::new(medium.clone(), self.sched.clone());
+        self.host.add(disk);
+    }
+
+    /// Tears a device out: it fails at everything from now on, and the hub is told.
+    pub fn unplug(&self, medium: &Rc<Medium>) {
+        let name = medium.name().to_string();
+        medium.faults.set(BROKEN);
+        self.host.withdraw(&name);
+        let hub = self.hub.clone();
+        self.run(async move { hub.removed(&name).await });
+    }
+
+    /// Brings a device back, and has it examined.
+    pub fn replug(&self, medium: &Rc<Medium>) {
+        medium.faults.set(Faults::default());
+        self.plug(medium);
+        let name = medium.name().to_string();
+        let hub = self.hub.clone();
+        self.run(async move { hub.examine(&name).await });
+    }
+
+    /// Makes the engine's own reads of a range fail.
+    pub fn spoil(&self, disk: &str, from: Sector, to: Sector) {
+        let flaws = self.host.flaws(disk);
+        flaws.unreadable.borrow_mut().push((from, to));
+    }
+
+    /// Makes all ranges of all devices readable again.
+    pub fn mend(&self) {
+        self.host.mend();
+    }
+
+    /// One step of everything. Time goes on a little, and to the next event when there is nothing
+    /// else to do.
+    pub fn turn(&self) {
+        let now = self.sched.now_us();
+        let done =
+            self.sched.run_due() + self.exec.poll(now, 64) + self.hub.poll() + self.host.poll();
+        if done > 0 {
+            return self.sched.set_now(now + 1);
+        }
         let next = [self.sched.next_us(), self.exec.next_timer_us()];
         let next = next.into_iter().flatten().min();
-        self.sched.set_now(next.ok_or("nothing will ever happen")?);
-        Ok(())
+        self.sched
+            .set_now(next.expect("the hub's clock always ticks"));
     }
 
-    /// Runs a job to its end; `None` when the power went before.
-    ///
-    /// # Errors
-    /// It hangs.
-    pub fn run<T: 'static>(
+    /// As [`turn`](Self::turn), in an order and with omissions drawn from the seed.
+    pub fn turn_any(&self) {
+        let (now, rng) = (self.sched.now_us(), self.sched.rng());
+        let (first, lazy) = (rng.below(3), rng.below(4) > 0);
+        let mut done = self.sched.run_due();
+        for i in 0..3 {
+            if lazy && rng.below(4) == 0 {
+                continue;
+            }
+            done += match (first + i) % 3 {
+                0 => self.exec.poll(now, 1 + rng.below(16) as usize),
+                1 => self.hub.poll(),
+                _ => self.host.poll(),
+            };
+        }
+        if done > 0 {
+            return self.sched.set_now(now + rng.below(3));
+        }
+        if !lazy {
+            let next = [self.sched.next_us(), self.exec.next_timer_us()];
+            let next = next.into_iter().flatten().min();
+            self.sched
+                .set_now(next.expect("the hub's clock always ticks"));
+        }
+    }
+
+    /// Lets so much simulated time pass.
+    pub fn pass(&self, us: u64) {
+        let end = self.sched.now_us() + us;
+        while self.sched.now_us() < end {
+            self.turn();
+        }
+    }
+
+    /// Starts a job; the slot returned holds what it came to once it has ended.
+    pub fn start<T: 'static>(
         &self,
         job: impl Future<Output = T> + 'static,
-    ) -> Result<Option<T>, String> {
+    ) -> Rc<RefCell<Option<T>>> {
         let slot: Rc<RefCell<Option<T>>> = Rc::default();
         let out = slot.clone();
         self.exec.spawn(async move {
             let value = job.await;
             *out.borrow_mut() = Some(value);
         });
+        slot
+    }
+
+    /// Runs a job to its end.
+    pub fn run<T: 'static>(&self, job: impl Future<Output = T> + 'static) -> T {
+        let slot = self.start(job);
+        self.until("a call", || slot.borrow().is_some());
+        let value = slot.borrow_mut().take();
+        value.expect("it is there")
+    }
+
+    /// Goes on until something is so.
+    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         let end = self.sched.now_us() + PATIENCE_US;
-        loop {
-            if self.fuse.is_blown() {
-                return Ok(None);
-            }
-            if let Some(value) = slot.borrow_mut().take() {
-                return Ok(Some(value));
-            }
-            self.turn()?;
-            if self.sched.now_us() > end {
-                return Err("a script hangs".to_string());
-            }
+        while !is_so() {
+            assert!(self.sched.now_us() < end, "{what} hangs");
+            self.turn();
         }
     }
 
-    /// The end of this life, without a word to anybody.
-    pub fn die(&self, rng: &Rng, power: bool) {
-        self.sched.clear();
-        self.stage.clear();
-        self.exec.abandon();
-        self.sched.clear();
-        self.media.crash(rng, power);
-        self.books.borrow_mut().oracle.crash(power);
-    }
-
-    // --- the lifecycle ---
-
-    /// The only set.
+    /// Calls a method and waits for the answer.
     ///
     /// # Errors
-    /// None runs.
-    pub fn set(&self) -> Result<Rc<CacheSet>, String> {
-        self.hub.sets().first().cloned().ok_or("no set".to_string())
+    /// What the method answers.
+    pub fn call(&self, method: &'static str, params: Value) -> Result<Value, RpcError> {
+        self.run(rpc::call(self.hub.clone(), method, params))
     }
 
-    /// Creates volume `i`, or does what is still to be done for it.
-    ///
-    /// # Errors
-    /// As the lifecycle says.
-    pub async fn create(&self, i: usize, mode: CacheMode, may: Permission) -> Result<(), SetError> {
-        let call = Create {
-            name: name(i),
-            cache_bdev: "fast".into(),
-            backing_bdev: format!("slow{i}"),
-            mode: Some(mode),
-            bucket_size_kb: Some(self.layout.bucket_kb),
-            block_size: Some(512),
-            may,
-        };
-        self.hub.create(call).await?;
-        self.books.borrow_mut().made[i] = true;
-        Ok(())
+    /// Calls what must go well.
+    pub fn must(&self, method: &'static str, params: Value) -> Value {
+        let done = self.call(method, params);
+        done.unwrap_or_else(|error| panic!("{method}: {error:?}"))
     }
 
-    /// Creates flash volume `i`.
+    /// Creates "Vol0" of two devices, with these parameters besides.
     ///
     /// # Errors
-    /// As the lifecycle says.
-    pub async fn create_flash(&self, i: usize) -> Result<(), String> {
-        let VolumeKind::Flash(mib) = self.layout.volumes[i] else {
-            return Err(format!("{} has a backing device", name(i)));
-        };
-        let set = self.set()?.set_uuid().to_string();
-        let made = self.hub.create_flash(&set, &name(i), mib).await;
-        made.map_err(|e| e.to_string())?;
-        self.books.borrow_mut().made[i] = true;
-        Ok(())
-    }
-
-    /// Registers all devices.
-    ///
-    /// # Errors
-    /// One cannot be brought up.
-    pub async fn register_all(&self) -> Result<(), String> {
-        for medium in [&self.media.fast]
-            .into_iter()
-            .chain(self.media.slow.iter().flatten())
-        {
-            self.register(medium.name()).await?;
+    /// What the method answers.
+    pub fn create(&self, cache: &str, backing: &str, more: Value) -> Result<Value, RpcError> {
+        let mut params = json!({"name": "Vol0", "cache_bdev": cache, "backing_bdev": backing});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            params[key] = value.clone();
         }
-        Ok(())
+        self.call("bdev_bcache_create", params)
     }
 
     /// Registers a device.
     ///
     /// # Errors
-    /// It cannot be brought up.
-    pub async fn register(&self, bdev: &str) -> Result<(), String> {
-        let done = self.hub.register(bdev).await;
-        done.map(|_| ())
-            .map_err(|e| format!("register {bdev}: {e}"))
+    /// What the method answers.
+    pub fn register(&self, bdev: &str) -> Result<Value, RpcError> {
+        self.call("bdev_bcache_register", json!({"bdev_name": bdev}))
     }
 
-    // --- host I/O ---
-
-    /// One host I/O, which must succeed, and whose data must be right.
-    ///
-    /// # Errors
-    /// It failed, or what it read cannot be.
-    pub async fn io(&self, kind: Kind, i: usize, start: u64, n: u64) -> Result<(), String> {
-        let (begun, memory) = self.begin(kind, i, start, n);
-        let (ok, memory) = self.stage.io(&name(i), kind, start, n, memory).await;
-        let mut books = self.books.borrow_mut();
-        match kind {
-            Kind::Read => {
-                let data = ok.then_some(&memory[..]);
-                let seen = books.oracle.read_ends(i, start, begun, data);
-                if let Err(why) = seen {
-                    self.wrong.borrow_mut().get_or_insert(why.clone());
-                    return Err(why);
-                }
-            }
-            Kind::Flush if ok => books.oracle.flushed(i, begun),
-            Kind::Flush => {}
-            _ => books.oracle.write_ends(i, start, n, begun, ok),
-        }
-        match ok {
-            true => Ok(()),
-            false => Err(format!("{kind:?} of {n} at {start} of {} failed", name(i))),
-        }
+    /// The only volume, as the list shows it.
+    pub fn volume(&self) -> Value {
+        let list = self.must("bdev_bcache_get_bdevs", Value::Null);
+        let list = list.as_array().expect("a list").clone();
+        assert_eq!(list.len(), 1, "{list:?}");
+        list[0].clone()
     }
 
-    fn begin(&self, kind: Kind, i: usize, start: u64, n: u64) -> (u64, Vec<u8>) {
-        let (mut memory, mut books) = (Vec::new(), self.books.borrow_mut());
-        let begun = match kind {
-            Kind::Read => {
-                memory.resize(n as usize * SECTOR_BYTES, 0xee);
-                books.oracle.read_begins()
-            }
-            Kind::Write => {
-                let value = books.next_value;
-                books.next_value += 1;
-                for s in start..start + n {
-                    memory.extend_from_slice(&sector_of(i, s, value));
-                }
-                books.oracle.write_begins(i, start, n, value, false)
-            }
-            Kind::Flush => books.oracle.tick(),
-            Kind::Unmap => books.oracle.write_begins(i, start, n, ZERO, true),
-            Kind::WriteZeroes => books.oracle.write_begins(i, start, n, ZERO, false),
+    /// One volume, as the list shows it.
+    pub fn volume_of(&self, name: &str) -> Value {
+        self.must("bdev_bcache_get_bdevs", json!({"name": name}))[0].clone()
+    }
+
+    /// The first set.
+    pub fn set(&self) -> Value {
+        self.must("bdev_bcache_get_sets", Value::Null)[0].clone()
+    }
+
+    /// The UUID of the first set.
+    pub fn uuid(&self) -> Value {
+        self.set()["set"].clone()
+    }
+
+    /// Starts a host I/O; ask [`ended`](Self::ended) for its end.
+    pub fn issue(&self, name: &str, kind: Kind, start: u64, memory: Vec<u8>, sectors: u64) -> u64 {
+        self.issue_as(name, kind, start, memory, sectors, false)
+    }
+
+    /// Starts a write that is to be durable when it is answered.
+    pub fn issue_durable(&self, name: &str, start: u64, sectors: u64, byte: u8) -> u64 {
+        let memory = vec![byte; sectors as usize * 512];
+        self.issue_as(name, Kind::Write, start, memory, sectors, true)
+    }
+
+    fn issue_as(
+        &self,
+        name: &str,
+        kind: Kind,
+        start: u64,
+        memory: Vec<u8>,
+        sectors: u64,
+        durable: bool,
+    ) -> u64 {
+        let io = HostIo {
+            kind,
+            start,
+            sectors,
+            memory,
+            durable,
         };
-        (begun, memory)
+        self.host.stage.issue(name, io)
     }
 
-    /// Writes.
-    ///
-    /// # Errors
-    /// See [`io`](Self::io).
-    pub async fn write(&self, i: usize, start: u64, n: u64) -> Result<(), String> {
-        self.io(Kind::Write, i, start, n).await
+    /// Whether a host I/O has ended.
+    pub fn has_ended(&self, tag: u64) -> bool {
+        self.host.stage.has_ended(tag)
     }
 
-    /// Reads.
-    ///
-    /// # Errors
-    /// See [`io`](Self::io).
-    pub async fn read(&self, i: usize, start: u64, n: u64) -> Result<(), String> {
-        self.io(Kind::Read, i, start, n).await
+    /// What a host I/O came to, if it has ended.
+    pub fn ended(&self, tag: u64) -> Option<Ended> {
+        self.host.stage.ended(tag)
     }
 
-    /// Flushes.
-    ///
-    /// # Errors
-    /// See [`io`](Self::io).
-    pub async fn flush(&self, i: usize) -> Result<(), String> {
-        self.io(Kind::Flush, i, 0, 0).await
+    fn io(&self, name: &str, kind: Kind, start: u64, memory: Vec<u8>, sectors: u64) -> Ended {
+        let tag = self.issue(name, kind, start, memory, sectors);
+        self.until("a host I/O", || self.host.stage.has_ended(tag));
+        self.ended(tag).expect("it has ended")
     }
 
-    /// Any I/O anywhere on a volume: `n` of them, `depth` at a time.
-    ///
-    /// # Errors
-    /// See [`io`](Self::io).
-    pub async fn burst(&self, i: usize, n: u64, depth: u64) -> Result<(), String> {
-        for _ in 0..n.div_ceil(depth) {
-            let some = (0..depth).map(|_| self.any(i)).collect();
-            join_all(some)
-                .await
-                .into_iter()
-                .collect::<Result<(), _>>()?;
+    /// Discards so many sectors.
+    pub fn unmap(&self, name: &str, start: u64, sectors: u64) -> Outcome {
+        self.io(name, Kind::Unmap, start, Vec::new(), sectors).0
+    }
+
+    /// Zeroes so many sectors.
+    pub fn write_zeroes(&self, name: &str, start: u64, sectors: u64) -> Outcome {
+        self.io(name, Kind::WriteZeroes, start, Vec::new(), sectors)
+            .0
+    }
+
+    /// Writes so many sectors full of `byte`.
+    pub fn write(&self, name: &str, start: u64, sectors: u64, byte: u8) -> Outcome {
+        let memory = vec![byte; sectors as usize * 512];
+        self.io(name, Kind::Write, start, memory, sectors).0
+    }
+
+    /// Reads so many sectors; `None` when that failed.
+    pub fn read(&self, name: &str, start: u64, sectors: u64) -> Option<Vec<u8>> {
+        let memory = vec![0xee; sectors as usize * 512];
+        let (outcome, memory) = self.io(name, Kind::Read, start, memory, sectors);
+        (outcome == Outcome::Success).then_some(memory)
+    }
+
+    /// Lets every transfer of a volume's front with one side end so, or none any more.
+    pub fn transfers_end(&self, name: &str, ends: Option<(Side, IoError)>) {
+        self.host.stage.transfers_end(name, ends);
+    }
+
+    /// Whether so many sectors are full of `byte`.
+    pub fn holds(&self, name: &str, start: u64, sectors: u64, byte: u8) -> bool {
+        let data = self.read(name, start, sectors);
+        data.is_some_and(|data| data.iter().all(|&b| b == byte))
+    }
+
+    /// Flushes a volume.
+    pub fn flush(&self, name: &str) -> Outcome {
+        self.io(name, Kind::Flush, 0, Vec::new(), 0).0
+    }
+
+    /// Writes the leaves of all sets, durably.
+    pub fn write_leaves(&self) {
+        for set in self.hub.sets() {
+            let done = self.run(async move {
+                let done = set.tree.flush().await;
+                done.is_ok() && set.disk.flush().await.is_ok()
+            });
+            assert!(done, "the cache device works");
         }
-        Ok(())
     }
 
-    async fn any(&self, i: usize) -> Result<(), String> {
-        const KINDS: [Kind; 16] = {
-            let mut kinds = [Kind::Write; 16];
-            (kinds[0], kinds[1], kinds[2]) = (Kind::Flush, Kind::Unmap, Kind::WriteZeroes);
-            (kinds[3], kinds[4], kinds[5]) = (Kind::Read, Kind::Read, Kind::Read);
-            kinds
-        };
-        let kind = KINDS[self.rng.below(16) as usize];
-        if kind == Kind::Flush {
-            return self.flush(i).await;
-        }
-        let size = self.layout.volumes[i].sectors();
-        let n = 1 + self.rng.below(24);
-        // Mostly in a part of the volume, so that things meet.
-        let room = if self.rng.below(4) > 0 {
-            size / 8
-        } else {
-            size
-        };
-        let start = self.rng.below(room - n + 1);
-        self.io(kind, i, start, n).await
+    /// The end of this life, without a word to anybody.
+    pub fn die(self) {
+        self.sched.clear();
+        self.exec.abandon();
+        self.sched.clear();
     }
 
-    /// Waits until the backing device of a volume does not say dirty any more.
-    ///
-    /// # Errors
-    /// It does not within ten minutes, or there is no such volume.
-    pub async fn calm(&self, i: usize) -> Result<(), String> {
-        let medium = self.media.slow[i].clone().ok_or("no backing device")?;
-        let end = self.sched.now_us() + CALM_US;
-        while self.sched.now_us() < end {
-            let sb = check::backing_super(&medium).ok_or("no superblock")?;
-            if sb.state() != BackingState::Dirty {
-                return Ok(());
-            }
-            self.exec.sleep_us(100_000).await;
+    /// The end of this life by a power cut.
+    pub fn lose_power(self, media: &[&Rc<Medium>]) {
+        let rng = Rng::new(self.sched.now_us());
+        self.die();
+        for medium in media {
+            medium.kill(&rng);
+            medium.cut_power(&rng);
         }
-        Err(format!("{} stays dirty", medium.name()))
-    }
-
-    /// Reads a whole volume.
-    ///
-    /// # Errors
-    /// See [`io`](Self::io).
-    pub async fn read_all(&self, i: usize) -> Result<(), String> {
-        let size = self.layout.volumes[i].sectors();
-        for start in (0..size).step_by(1024) {
-            let some = (start..size.min(start + 1024)).step_by(128);
-            let some = some
-                .map(|at| self.read(i, at, 128.min(size - at)))
-                .collect();
-            join_all(some)
-                .await
-                .into_iter()
-                .collect::<Result<(), _>>()?;
-        }
-        Ok(())
     }
 }
 
-/// The name of volume `i`.
-pub fn name(i: usize) -> String {
-    format!("v{i}")
+/// The superblock of a device.
+///
+/// # Panics
+/// It has none.
+pub fn superblock(medium: &Medium) -> Super {
+    parse(&medium.peek(SUPER_SECTOR, 8)).expect("a superblock")
+}
+
+/// The superblock of a backing device.
+///
+/// # Panics
+/// It has none.
+pub fn backing_super(medium: &Medium) -> BackingSuper {
+    match superblock(medium) {
+        Super::Backing(sb) => sb,
+        Super::Cache(_) => panic!("a cache device"),
+    }
+}
+
+/// The superblock of a cache device.
+///
+/// # Panics
+/// It has none.
+pub fn cache_super(medium: &Medium) -> CacheSuper {
+    match superblock(medium) {
+        Super::Cache(sb) => sb,
+        Super::Backing(_) => panic!("a backing device"),
+    }
+}
+
+/// A device of 32 MiB of zeros.
+pub fn blank(name: &str) -> Rc<Medium> {
+    Medium::new(name, 65536, 1)
 }

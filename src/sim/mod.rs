@@ -10,21 +10,26 @@
 //! |---|---|
 //! | [`sched`] | the clock and what is due when |
 //! | [`disk`] | disks with a volatile write cache, power cuts that tear and reorder |
+//! | [`fuse`] | power cuts and failures at a moment that is chosen |
 //! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
-//! | [`host`] | devices by name, entropy |
+//! | [`device`] | a device as the engine's own I/O sees it, with its flaws |
+//! | [`host`] | the lifecycle's world: devices by name, entropy, the date |
+//! | [`stage`] | fronts for the volumes that the lifecycle shows, on any number of reactors |
+//! | [`machine`] | one life of all that, driven step by step and by RPC |
 //! | [`oracle`] | the versions that a sector may show, in a life and after a crash |
 //! | [`plan`] | what a run does, drawn from its seed |
 //! | [`world`] | a set, its volumes, fronts and load over several lives |
 //! | [`check`] | what must be true of a set at rest |
 //! | [`kernel`] | how Linux would read a set, as one more judge |
 //! | [`seeds`] | many seeds at once |
-//! | [`stage`] | fronts for the volumes that the lifecycle shows |
-//! | [`machine`] | the whole engine with its lifecycle, driven by a script |
+//! | [`script`] | the whole engine with its lifecycle, driven by a script |
 //! | [`sweep`] | the power cut at every single write of a script |
 //! | [`scenario`] | the scripts of the sweep |
 
 pub mod check;
+pub mod device;
 pub mod disk;
+pub mod fuse;
 pub mod host;
 pub mod kernel;
 pub mod lane;
@@ -33,6 +38,7 @@ pub mod oracle;
 pub mod plan;
 pub mod scenario;
 pub mod sched;
+pub mod script;
 pub mod seeds;
 pub mod stage;
 pub mod sweep;

@@ -11,7 +11,10 @@
 //! seen first is the only one for good, whatever happens to the power afterwards.
 //!
 //! A discard leaves either what was there or zeros; a failed write may have changed anything. Both
-//! are *weak*: they may be seen, but put nothing else out.
+//! are *weak*: they may be seen, but put nothing else out. A write that is durable when it is answered
+//! (FUA) counts as flushed, alone. Of a write whose memory the host changed under way either value may
+//! be seen, now the one, now the other, until the sector is written again. Where data were given up, a
+//! sector holds any value that it ever had ([`Oracle::give_up`]).
 
 use crate::units::SECTOR_BYTES;
 
@@ -20,6 +23,9 @@ pub type Moment = u64;
 
 /// The value of a sector that was never written, or was zeroed.
 pub const ZERO: u32 = 0;
+
+/// Any value that the sector ever had.
+const ANY: u32 = u32::MAX;
 
 /// Versions of a sector beyond which the old ones are looked through.
 const MANY: usize = 12;
@@ -32,6 +38,10 @@ struct Version {
     weak: bool,
     /// It came through a power cut.
     survivor: bool,
+    /// It is durable once it is answered.
+    durable: bool,
+    /// Seeing it says nothing of others that began at the same moment.
+    torn: bool,
 }
 
 impl Version {
@@ -40,8 +50,36 @@ impl Version {
             return false;
         };
         all.iter().any(|other| {
-            !other.weak && other.begun > answered && other.answered.is_some_and(|at| at < floor)
+            let done = |at| at < floor;
+            !other.weak && other.begun > answered && other.answered.is_some_and(done)
         })
+    }
+
+    /// Whether no crash brings it back: `floor` is the beginning of the last flush.
+    fn is_lost(&self, all: &[Version], floor: Moment) -> bool {
+        let Some(answered) = self.answered else {
+            return false;
+        };
+        all.iter().any(|other| {
+            let done = |at| at < floor || other.durable;
+            !other.weak && other.begun > answered && other.answered.is_some_and(done)
+        })
+    }
+
+    fn may_be(&self, value: u32) -> bool {
+        self.value == value || self.value == ANY
+    }
+
+    const fn blank() -> Version {
+        Version {
+            value: ZERO,
+            begun: 0,
+            answered: Some(0),
+            weak: false,
+            survivor: false,
+            durable: false,
+            torn: false,
+        }
     }
 }
 
@@ -106,13 +144,7 @@ fn value_of(volume: usize, sector: u64, bytes: &[u8]) -> Result<u32, String> {
 impl Oracle {
     /// An oracle for volumes of so many sectors, all zeros.
     pub fn new(sizes: &[u64]) -> Oracle {
-        let blank = Version {
-            value: ZERO,
-            begun: 0,
-            answered: Some(0),
-            weak: false,
-            survivor: false,
-        };
+        let blank = Version::blank();
         Oracle {
             now: 1,
             volumes: sizes
@@ -124,6 +156,28 @@ impl Oracle {
                 .collect(),
             reading: Vec::new(),
         }
+    }
+
+    /// One more volume, of so many sectors, all zeros; returns its number.
+    pub fn add(&mut self, sectors: u64) -> usize {
+        self.volumes.push(Volume {
+            sectors: vec![vec![Version::blank()]; sectors as usize],
+            flushed: 0,
+        });
+        self.volumes.len() - 1
+    }
+
+    /// A volume has another size; what is new is zeros.
+    pub fn resize(&mut self, volume: usize, sectors: u64) {
+        let begun = self.tick();
+        let new = Version {
+            begun,
+            answered: Some(begun),
+            ..Version::blank()
+        };
+        self.volumes[volume]
+            .sectors
+            .resize(sectors as usize, vec![new]);
     }
 
     /// A new moment.
@@ -161,6 +215,8 @@ impl Oracle {
                 answered: None,
                 weak,
                 survivor: false,
+                durable: false,
+                torn: false,
             });
         }
         begun
@@ -174,6 +230,35 @@ impl Oracle {
                 version.answered = Some(now);
                 version.weak |= !ok;
             }
+        }
+    }
+
+    /// The same of one that is durable now.
+    pub fn durable_write_ends(&mut self, volume: usize, start: u64, sectors: u64, begun: Moment) {
+        self.write_ends(volume, start, sectors, begun, true);
+        for sector in self.range(volume, start, sectors) {
+            for version in sector.iter_mut().filter(|v| v.begun == begun) {
+                version.durable = true;
+            }
+        }
+    }
+
+    /// The host has changed the memory of a write under way: `value` may be what is written.
+    pub fn write_changes(
+        &mut self,
+        volume: usize,
+        start: u64,
+        sectors: u64,
+        begun: Moment,
+        value: u32,
+    ) {
+        for sector in self.range(volume, start, sectors) {
+            let Some(version) = sector.iter_mut().find(|v| v.begun == begun) else {
+                continue;
+            };
+            version.torn = true;
+            let other = Version { value, ..*version };
+            sector.push(other);
         }
     }
 
@@ -236,17 +321,49 @@ impl Oracle {
                 let all = std::mem::take(sector);
                 for version in &all {
                     let known = sector.iter().any(|kept| kept.value == version.value);
-                    if !version.is_out(&all, floor) && !known {
+                    if !version.is_lost(&all, floor) && !known {
                         sector.push(Version {
                             begun: now,
                             answered: Some(now),
                             weak: false,
                             survivor: power,
+                            durable: power,
                             ..*version
                         });
                     }
                 }
             }
+        }
+    }
+
+    /// What was not flushed of a volume may be lost, while its hosts go on: a device failed for good.
+    pub fn may_lose(&mut self, volume: usize) {
+        let now = self.tick();
+        let volume = &mut self.volumes[volume];
+        let floor = volume.flushed;
+        for sector in &mut volume.sectors {
+            let all = sector.clone();
+            sector.retain(|version| !version.is_lost(&all, floor));
+            for version in sector.iter_mut().filter(|v| v.answered.is_some()) {
+                (version.begun, version.answered) = (now, Some(now));
+                version.weak = false;
+            }
+        }
+    }
+
+    /// From `start` on, what a volume holds may be given up: it then holds any value that it ever had.
+    pub fn give_up(&mut self, volume: usize, start: u64) {
+        let now = self.tick();
+        let sectors = self.volumes[volume].sectors.iter_mut();
+        for sector in sectors.skip(start as usize) {
+            sector.push(Version {
+                value: ANY,
+                begun: now,
+                answered: Some(now),
+                weak: true,
+                torn: true,
+                ..Version::blank()
+            });
         }
     }
 
@@ -258,7 +375,7 @@ impl Oracle {
     pub fn allows(&self, volume: usize, sector: u64, bytes: &[u8]) -> Result<(), String> {
         let versions = &self.volumes[volume].sectors[sector as usize];
         let found = value_of(volume, sector, bytes).and_then(|value| {
-            let may = |v: &&Version| v.value == value && !v.is_out(versions, Moment::MAX);
+            let may = |v: &&Version| v.may_be(value) && !v.is_out(versions, Moment::MAX);
             match versions.iter().find(may) {
                 Some(_) => Ok(()),
                 None => Err(format!("value {value}")),
@@ -287,10 +404,14 @@ impl Oracle {
 
 /// Takes note of a value seen between two moments; false if it cannot be.
 fn see(versions: &mut Vec<Version>, value: u32, begun: Moment, now: Moment) -> bool {
-    let found = versions
-        .iter()
-        .rposition(|v| v.value == value && v.begun < now && !v.is_out(versions, begun));
-    let Some(found) = found else { return false };
+    let may = |v: &Version| v.may_be(value) && v.begun < now && !v.is_out(versions, begun);
+    let exact = versions.iter().rposition(|v| v.value != ANY && may(v));
+    let Some(found) = exact.or_else(|| versions.iter().rposition(may)) else {
+        return false;
+    };
+    if versions[found].torn || versions.iter().any(|v| v.value == ANY) {
+        return true;
+    }
     if versions[found].survivor {
         let chosen = versions[found].begun;
         let mut i = 0;

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::disk::Unmapped;
-use super::machine::{Layout, Machine, VolumeKind};
+use super::script::{Layout, Machine, VolumeKind};
 use super::sweep::Scenario;
 use crate::format::superblock::{BackingSuper, CacheMode, CacheSuper, SUPER_SECTOR};
 use crate::gc;
@@ -206,7 +206,7 @@ fn stray(m: &Machine, i: usize) -> Done {
         crate::format::superblock::DEFAULT_DATA_OFFSET,
     );
     let mut sb = sb.map_err(|e| e.to_string())?;
-    sb.label = label(&super::machine::name(i)).map_err(|e| e.to_string())?;
+    sb.label = label(&super::script::name(i)).map_err(|e| e.to_string())?;
     let medium = m.media.slow[i].as_ref().ok_or("no backing device")?;
     medium.poke(SUPER_SECTOR, &sb.encode());
     m.books.borrow_mut().made[i] = true;

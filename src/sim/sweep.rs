@@ -22,7 +22,7 @@ use super::disk::{Fault, Fuse};
 use super::kernel::judge::{Judged, judge_media};
 use super::kernel::volumes::backing_super;
 use super::kernel::{self, Sizes};
-use super::machine::{Books, Job, Layout, Machine, Media, VolumeKind, name};
+use super::script::{Books, Job, Layout, Machine, Media, VolumeKind, name};
 use crate::format::superblock::CacheMode;
 use crate::index::Extent;
 use crate::rng::Rng;
@@ -268,7 +268,7 @@ async fn bring_up(m: &Machine, map: Option<Map>) -> Result<(), String> {
         }
     }
     for (i, &was_made) in made.iter().enumerate() {
-        if m.stage.volume(&name(i)).is_none() {
+        if m.host.stage.volume(&name(i)).is_none() {
             if was_made {
                 return Err(format!("{} is not there", name(i)));
             }
@@ -305,7 +305,7 @@ async fn work_on(m: &Machine) -> Result<(), String> {
             m.register(slow.name()).await?;
         }
     }
-    let up = |i: &usize| m.stage.volume(&name(*i)).is_some();
+    let up = |i: &usize| m.host.stage.volume(&name(*i)).is_some();
     let volumes: Vec<usize> = (0..m.layout.volumes.len()).filter(up).collect();
     for &i in &volumes {
         m.read_all(i).await?;

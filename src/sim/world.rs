@@ -318,7 +318,7 @@ impl World {
         life: &Life,
         disk: Rc<SimDisk>,
     ) -> impl Future<Output = Result<Rc<CacheSet>, SetError>> + use<> {
-        let (host, exec) = (Rc::new(SimHost::new(self.rng.clone())), life.exec.clone());
+        let (host, exec) = (Rc::new(SimHost::bare(self.rng.clone())), life.exec.clone());
         async move {
             let disk: Rc<dyn Disk> = disk;
             match read_super(&disk).await? {

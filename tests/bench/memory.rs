@@ -130,7 +130,7 @@ pub async fn start_on(exec: Executor, rng: Rc<Rng>, disk: Rc<dyn Disk>) -> Rc<Ca
             CacheSuper::new(rng.uuid(), rng.uuid(), sectors, block, BUCKET).unwrap()
         }
     };
-    let host = SimHost::new(rng);
+    let host = SimHost::bare(rng);
     let set = CacheSet::start(&host, exec, disk, sb).await;
     set.unwrap_or_else(|e| panic!("{e}"))
 }

@@ -274,7 +274,7 @@ fn measure(keys: u64) {
     let disk = Sparse::new(keys);
     let before = resident_bytes();
     let exec = Executor::new();
-    let host = SimHost::new(Rc::new(Rng::new(1)));
+    let host = SimHost::bare(Rc::new(Rng::new(1)));
     let slot: Rc<RefCell<Option<Rc<CacheSet>>>> = Rc::default();
     let (out, on, run) = (slot.clone(), disk.clone(), exec.clone());
     exec.spawn(async move {
