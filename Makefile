@@ -79,6 +79,7 @@ unit: packages-test
 
 sim: packages-test
 	@$(RUN) cargo test --locked --quiet --profile sim --test seeds -- $(SEEDS) $(FIRST)
+	@OPERATOR_SEEDS=$(SEEDS) OPERATOR_FIRST=$(FIRST) $(RUN) cargo test --locked --quiet --profile sim --test operator -- --nocapture
 
 mutants: packages-test
 	@tools=$$($(RUN) tests/mutants.sh) && PATH=$$tools:$$PATH $(RUN) $(PYTHON) tests/mutants.py --count $(N) --seed $(SEED) $(MUTANTS)

@@ -16,6 +16,7 @@
 //! | [`host`] | the lifecycle's world: devices by name, entropy, the date |
 //! | [`stage`] | fronts for the volumes that the lifecycle shows, on any number of reactors |
 //! | [`machine`] | one life of all that, driven step by step and by RPC |
+//! | [`operator`] | a random operator: RPC calls, host I/O, devices that fail and move |
 //! | [`oracle`] | the versions that a sector may show, in a life and after a crash |
 //! | [`plan`] | what a run does, drawn from its seed |
 //! | [`world`] | a set, its volumes, fronts and load over several lives |
@@ -34,6 +35,7 @@ pub mod host;
 pub mod kernel;
 pub mod lane;
 pub mod machine;
+pub mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod scenario;

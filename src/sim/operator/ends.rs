@@ -1,0 +1,302 @@
+//! Starts and ends of the lives of the operator's world.
+
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use super::plan::{End, Feature};
+use super::{PATIENCE_US, World};
+use crate::sim::machine::Machine;
+
+impl World {
+    /// One life.
+    pub(super) fn live(&mut self, i: usize, end: End) -> Result<(), String> {
+        self.note(|| format!("life {i} will end in {end:?}"));
+        self.switch_on();
+        match i {
+            0 => self.set_up()?,
+            _ => self.start(end)?,
+        }
+        if end == End::Recovering && i > 0 {
+            for _ in 0..self.rng.below(500) {
+                self.turn()?;
+            }
+        } else {
+            self.steps()?;
+        }
+        self.met.note(format!("a start after {end:?}"));
+        self.rng
+            .reseed(super::mix(self.plan.seed, (i as u64 + 1) << 40));
+        match end {
+            End::Stop => self.stop(),
+            End::Kill => self.crash(false),
+            End::Power | End::Recovering => self.crash(true),
+        }
+    }
+
+    fn switch_on(&mut self) {
+        self.devices
+            .iter_mut()
+            .for_each(|device| device.is_reborn());
+        let media = self.media();
+        let media: Vec<_> = media.iter().collect();
+        let (rng, now_us) = (self.rng.clone(), self.now_us);
+        self.machine = Some(Machine::with(&media, rng, now_us, self.plan.reactors));
+        self.disturbed = false;
+        self.noise_us = now_us;
+        self.list.clear();
+        self.sets.clear();
+    }
+
+    /// Makes the volumes of the first life.
+    fn set_up(&mut self) -> Result<(), String> {
+        let fast = self.plan.fast.len();
+        let volumes = self.devices.len() - fast - self.plan.blanks();
+        for i in 0..volumes {
+            let cache = i % fast;
+            let mut params = json!({
+                "name": format!("Vol{i}"), "cache_bdev": self.bdev(cache),
+                "backing_bdev": self.bdev(fast + i), "mode": "writeback",
+                "bucket_size_kb": self.plan.fast[cache].bucket_kb,
+                "block_size": self.plan.block_sectors * 512,
+            });
+            if self.plan.has(Feature::Modes) {
+                let modes = [
+                    "writeback",
+                    "writeback",
+                    "writethrough",
+                    "writearound",
+                    "none",
+                ];
+                params["mode"] = json!(self.any(&modes));
+            }
+            self.must("bdev_bcache_create", params)?;
+            if self.chance(3) {
+                let params = json!({"name": format!("Vol{i}"), "writeback_running": false});
+                self.must("bdev_bcache_set_options", params)?;
+            }
+        }
+        self.look()
+    }
+
+    /// Calls what must go well.
+    fn must(&mut self, method: &'static str, params: Value) -> Result<Value, String> {
+        let what = format!("{method} {params}");
+        self.note(|| what.clone());
+        let call = crate::rpc::call(self.m().hub.clone(), method, params);
+        let answer = self.wait(&what, call)?;
+        answer.map_err(|error| format!("{what}: {}", error.message))
+    }
+
+    /// The devices appear, in any order; some of them later, perhaps.
+    fn start(&mut self, end: End) -> Result<(), String> {
+        let mut order: Vec<usize> = (0..self.devices.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, self.rng.below(i as u64 + 1) as usize);
+        }
+        for d in order {
+            if self.plan.has(Feature::Missing) && end != End::Recovering && self.chance(5) {
+                self.is_missing(d);
+                continue;
+            }
+            let (hub, bdev) = (self.m().hub.clone(), self.bdev(d));
+            self.note(|| format!("{bdev} appears"));
+            let examined = self.m().start(async move { hub.examine(&bdev).await });
+            if self.chance(2) && end != End::Recovering {
+                self.until("examine", |_| examined.borrow().is_some())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_missing(&mut self, d: usize) {
+        let name = self.bdev(d);
+        self.note(|| format!("{name} is not there"));
+        self.m().host.leaving.borrow_mut().insert(name);
+        self.devices[d].place = super::events::Place::Away;
+        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.met.note("a start without a device");
+    }
+
+    // --- ends ---
+
+    /// The machine is gone, with what hosts had under way.
+    fn switch_off(&mut self) {
+        let machine = self.machine.take().expect("a life is going on");
+        self.now_us = machine.sched.now_us();
+        machine.host.stage.clear();
+        machine.die();
+        self.ops.clear();
+        self.calls.clear();
+        for known in &mut self.known {
+            known.limit = None;
+        }
+    }
+
+    /// Whether a call is under way that drops what a set has of a volume, step by step.
+    pub(super) fn is_dropping(&self) -> bool {
+        let drops = [
+            "bdev_bcache_delete_flash_volume",
+            "bdev_bcache_forget_volume",
+            "bdev_bcache_resize_flash_volume",
+        ];
+        self.calls.iter().any(|call| drops.contains(&call.method))
+    }
+
+    fn crash(&mut self, power: bool) -> Result<(), String> {
+        self.look()?;
+        let kept = self.kept_volumes();
+        let (sound, dropping) = (!self.disturbed, self.is_dropping());
+        self.note(|| format!("the end, power cut: {power}"));
+        self.forget_resizes();
+        self.switch_off();
+        for medium in self.media() {
+            medium.kill(&self.rng);
+            if power {
+                medium.cut_power(&self.rng);
+            }
+        }
+        self.oracle.crash(power);
+        self.judge_at_rest(sound, &kept, dropping)
+    }
+
+    /// A life has ended while flash volumes were about to get another size, or to be removed or made.
+    fn forget_resizes(&mut self) {
+        for i in 0..self.known.len() {
+            if let Some(limit) = self.known[i].limit {
+                self.oracle.give_up(self.known[i].nr, limit);
+            }
+        }
+    }
+
+    /// What the devices hold is judged where no device was disturbed.
+    fn judge_at_rest(&mut self, sound: bool, kept: &[usize], dropping: bool) -> Result<(), String> {
+        let (media, oracle) = (self.media(), self.oracle.clone());
+        let kept = if sound { kept } else { &[] };
+        media.iter().for_each(|medium| medium.cure());
+        self.judge(&media, &oracle, kept, dropping)
+    }
+
+    /// Everything is stopped in good order, with calls and host I/O under way.
+    fn stop(&mut self) -> Result<(), String> {
+        if self.chance(2) {
+            self.all_are_well()?;
+            self.until("a call", |world| {
+                world.calls.iter().all(|c| c.answer.borrow().is_some())
+            })?;
+            self.take_calls()?;
+        }
+        self.look()?;
+        let sound = self.devices.iter().all(|device| device.is_sound(self.m()));
+        let calm = sound && !self.disturbed;
+        let (kept, dropping) = (self.kept_volumes(), self.is_dropping());
+        self.note(|| "everything stops".into());
+        let hub = self.m().hub.clone();
+        let stopped = self.wait("the stop", async move { hub.stop_all().await })?;
+        self.forget_resizes();
+        if !stopped && calm {
+            let calls: Vec<String> = self.calls.iter().map(super::Call::describe).collect();
+            let stage = self.m().host.stage.describe();
+            return Err(format!(
+                "the stop was given up, and all devices answer; calls under way: {calls:?}; {stage}"
+            ));
+        }
+        if stopped && sound {
+            let quiet = |world: &World| world.ops.is_empty();
+            self.until("a host I/O of a volume that is gone", quiet)?;
+            self.pass(1_000_000)?;
+            for d in 0..self.devices.len() {
+                let name = self.bdev(d);
+                if self.m().host.holds_open(&name) {
+                    return Err(format!("{name} is held after the stop"));
+                }
+            }
+        }
+        self.switch_off();
+        let power = self.chance(2);
+        for medium in self.media() {
+            medium.kill(&self.rng);
+            if power {
+                medium.cut_power(&self.rng);
+            }
+        }
+        if power || !stopped || !calm {
+            self.oracle.crash(power);
+        }
+        self.judge_at_rest(calm, &kept, dropping)
+    }
+
+    /// All devices are well and there; all volumes must come up, and hold what they should.
+    pub(super) fn last_life(&mut self) -> Result<(), String> {
+        self.note(|| "the last life".into());
+        self.switch_on();
+        for d in 0..self.devices.len() {
+            let (hub, bdev) = (self.m().hub.clone(), self.bdev(d));
+            self.wait("examine", async move { hub.examine(&bdev).await })?;
+        }
+        self.pass(3_000_000)?;
+        self.look()?;
+        for i in 0..self.known.len() {
+            self.must_be_up(i)?;
+        }
+        for i in 0..self.known.len() {
+            if self.listed(i).is_some_and(|v| v.running) {
+                self.read_all(i)?;
+            }
+        }
+        self.pass(30_000_000)?;
+        for i in 0..self.known.len() {
+            if self.listed(i).is_some_and(|v| v.running) {
+                self.read_all(i)?;
+            }
+        }
+        self.stop_well()
+    }
+
+    fn stop_well(&mut self) -> Result<(), String> {
+        self.look()?;
+        let kept = self.kept_volumes();
+        let hub = self.m().hub.clone();
+        if !self.wait("the stop", async move { hub.stop_all().await })? {
+            return Err("the stop was given up".into());
+        }
+        self.switch_off();
+        self.judge_at_rest(true, &kept, false)
+    }
+
+    fn must_be_up(&mut self, i: usize) -> Result<(), String> {
+        let (uuid, gone) = (self.known[i].uuid.clone(), self.known[i].gone);
+        let listed = self.listed(i).cloned();
+        if gone || listed.as_ref().is_some_and(|v| v.running) {
+            return Ok(());
+        }
+        let excused = self.known[i].given_up || self.known[i].in_doubt;
+        let Some(listed) = listed.filter(|_| excused) else {
+            return match excused {
+                true => Ok(()),
+                false => Err(format!("volume {uuid} is not up: {:?}", self.raw_list())),
+            };
+        };
+        // Its data were given up, in part: by itself it waits for what is not there any more.
+        self.oracle.give_up(self.known[i].nr, 0);
+        let params = json!({"name": listed.name, "discard_dirty": true});
+        let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_run", params);
+        let _ = self.wait("bdev_bcache_run", call)?;
+        self.look()
+    }
+
+    fn raw_list(&self) -> Value {
+        self.ask("bdev_bcache_get_bdevs", Value::Null)
+            .unwrap_or_default()
+    }
+
+    /// How long a wait may take, for those that look at it.
+    pub const fn patience_us() -> u64 {
+        PATIENCE_US
+    }
+
+    /// The devices, for a look from outside.
+    pub fn devices(&self) -> Vec<Rc<crate::sim::disk::Medium>> {
+        self.media()
+    }
+}

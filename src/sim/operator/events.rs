@@ -1,0 +1,373 @@
+//! What befalls the devices of the operator's world.
+//!
+//! A device that is *removed* works until nothing holds it; one that is *torn out* fails at everything
+//! from then on, and may lose what was not flushed. Both come back once nothing holds them, perhaps
+//! with another size, and are examined then. Silence, lag, faults, bad sectors and superblocks that
+//! cannot be written last for a while.
+
+use std::rc::Rc;
+
+use super::plan::{Feature, Plan};
+use super::{Slot, World};
+use crate::sim::disk::{Faults, Medium};
+use crate::sim::machine::{BROKEN, Machine};
+use crate::units::Sector;
+
+/// Where a device is.
+pub(super) enum Place {
+    /// There.
+    Here,
+    /// The lifecycle is told that it goes.
+    Going(Slot<()>),
+    /// Away.
+    Away,
+}
+
+/// A device.
+pub(super) struct Device {
+    pub(super) medium: Rc<Medium>,
+    pub(super) is_fast: bool,
+    pub(super) place: Place,
+    /// Torn out: it fails at everything.
+    torn: bool,
+    /// It loses what was not flushed before it comes back.
+    loses: bool,
+    /// It is copied now: nothing takes it or its volume down meanwhile.
+    pub(super) is_copied: bool,
+    /// Something is wrong with it until then.
+    sick_until_us: Option<u64>,
+    /// The set that is on it.
+    pub(super) set: Option<String>,
+    /// How often it was opened in this life, and what it had failed at then.
+    opens: u64,
+    failed: u64,
+}
+
+impl Device {
+    pub(super) fn new(name: &str, sectors: u64, is_fast: bool, plan: &Plan) -> Device {
+        let medium = Medium::new(name, sectors, plan.block_sectors);
+        if !is_fast {
+            medium.unmapped.set(plan.unmapped);
+        }
+        Device {
+            medium,
+            is_fast,
+            place: Place::Here,
+            torn: false,
+            loses: false,
+            is_copied: false,
+            sick_until_us: None,
+            set: None,
+            opens: 0,
+            failed: 0,
+        }
+    }
+
+    /// Whether it is there and does what it should.
+    pub(super) fn is_sound(&self, machine: &Machine) -> bool {
+        let silent = machine.host.silence(self.medium.name()).is_on();
+        matches!(self.place, Place::Here) && self.sick_until_us.is_none() && !silent
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.place, Place::Here)
+    }
+
+    /// A new life begins: whatever was wrong with it is over.
+    pub(super) fn is_reborn(&mut self) {
+        self.medium.cure();
+        self.place = Place::Here;
+        (self.torn, self.loses, self.is_copied) = (false, false, false);
+        self.sick_until_us = None;
+        self.opens = 0;
+        self.failed = self.medium.faulted.get();
+    }
+}
+
+impl World {
+    /// Something befalls a device.
+    pub(super) fn draw_event(&mut self) -> Result<(), String> {
+        let on: Vec<Feature> = [
+            Feature::Idle,
+            Feature::Removals,
+            Feature::Removals,
+            Feature::Tears,
+            Feature::Silence,
+            Feature::Lag,
+            Feature::Faults,
+            Feature::BadSectors,
+            Feature::SuperFaults,
+            Feature::Sizes,
+            Feature::Copies,
+        ]
+        .into_iter()
+        .filter(|&feature| self.plan.has(feature))
+        .collect();
+        // As likely as that something begins is that something ends.
+        if on.is_empty() || self.chance(2) {
+            return self.return_one();
+        }
+        let d = self.rng.below(self.devices.len() as u64) as usize;
+        match self.any(&on) {
+            Feature::Idle => {
+                let us = self.any(&[100_000, 1_000_000, 6_000_000, 40_000_000]);
+                self.note(|| format!("hosts do nothing for {us} us"));
+                return self.pass(us);
+            }
+            Feature::Copies => return self.copy(d),
+            Feature::Sizes => self.grow(d),
+            _ if !self.devices[d].is_here() || self.devices[d].is_copied => {}
+            Feature::Removals => self.remove(d, false),
+            Feature::Tears => self.remove(d, true),
+            kind => self.sicken(d, kind),
+        }
+        Ok(())
+    }
+
+    /// A device is removed, or torn out.
+    pub(super) fn remove(&mut self, d: usize, torn: bool) {
+        let (name, medium) = (self.bdev(d), self.devices[d].medium.clone());
+        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.note(|| format!("{name} is {}", if torn { "torn out" } else { "removed" }));
+        self.end_sickness(d);
+        if torn {
+            medium.faults.set(BROKEN);
+            medium.faulted.set(medium.faulted.get() + 1);
+        }
+        let loses = torn && self.plan.has(Feature::TornPower) && self.chance(2);
+        let machine = self.m();
+        machine.host.leaving.borrow_mut().insert(name.clone());
+        let hub = machine.hub.clone();
+        let gone = machine.start(async move { hub.removed(&name).await });
+        let device = &mut self.devices[d];
+        device.place = Place::Going(gone);
+        (device.torn, device.loses) = (torn, loses);
+    }
+
+    pub(super) fn bdev(&self, d: usize) -> String {
+        self.devices[d].medium.name().to_string()
+    }
+
+    /// Takes note of removals that are over, and of sicknesses.
+    pub(super) fn take_events(&mut self) -> Result<(), String> {
+        let now = self.now();
+        for d in 0..self.devices.len() {
+            let device = &mut self.devices[d];
+            if let Place::Going(gone) = &device.place {
+                if gone.borrow().is_some() {
+                    device.place = Place::Away;
+                    let name = self.bdev(d);
+                    self.note(|| format!("{name} is gone"));
+                }
+            } else if device.sick_until_us.is_some_and(|until| until <= now) {
+                self.end_sickness(d);
+            }
+        }
+        for (d, set) in self.running_sets() {
+            self.devices[d].set = Some(set);
+        }
+        Ok(())
+    }
+
+    fn running_sets(&self) -> Vec<(usize, String)> {
+        let sets = self.sets.iter().filter_map(|set| {
+            let bdev = set["devices"][0]["bdev_name"].as_str()?;
+            Some((self.device(bdev)?, set["set"].as_str()?.to_string()))
+        });
+        sets.collect()
+    }
+
+    /// Something ends: a removed device comes back, a silent one answers.
+    fn return_one(&mut self) -> Result<(), String> {
+        let d = self.rng.below(self.devices.len() as u64) as usize;
+        match self.devices[d].place {
+            Place::Here => self.end_sickness(d),
+            Place::Going(_) => {}
+            Place::Away => self.come_back(d),
+        }
+        Ok(())
+    }
+
+    /// A device comes back, unless something still holds it.
+    pub(super) fn come_back(&mut self, d: usize) {
+        let name = self.bdev(d);
+        if !matches!(self.devices[d].place, Place::Away) || self.m().host.holds_open(&name) {
+            return;
+        }
+        if self.devices[d].loses {
+            self.note(|| format!("{name} has lost what was not flushed"));
+            self.devices[d].medium.kill(&self.rng);
+            self.devices[d].medium.cut_power(&self.rng);
+            self.volumes_lose(d);
+        }
+        self.note(|| format!("{name} is back"));
+        let device = &mut self.devices[d];
+        if device.torn {
+            device.medium.faults.set(Faults::default());
+        }
+        (device.torn, device.loses) = (false, false);
+        device.place = Place::Here;
+        let machine = self.m();
+        machine.host.leaving.borrow_mut().remove(&name);
+        let hub = machine.hub.clone();
+        machine.exec.spawn(async move { hub.examine(&name).await });
+    }
+
+    /// What was not flushed may be lost of the volumes of a device.
+    fn volumes_lose(&mut self, d: usize) {
+        let set = self.devices[d].set.clone();
+        let of =
+            |known: &&super::Known| known.device == Some(d) || set.is_some() && known.set == set;
+        let lose: Vec<usize> = self.known.iter().filter(of).map(|known| known.nr).collect();
+        lose.into_iter().for_each(|nr| self.oracle.may_lose(nr));
+    }
+
+    /// Cache devices that were opened again: what their set did not know durably may be lost, if the
+    /// device had failed since it was opened last.
+    pub(super) fn notice_opens(&mut self) {
+        for d in 0..self.plan.fast.len() {
+            let host = &self.m().host;
+            let device = &self.devices[d];
+            let (opens, name) = (host.opens(device.medium.name()), device.medium.name());
+            if opens == device.opens {
+                continue;
+            }
+            let failed = device.medium.faulted.get() + host.flaws(name).failed.get();
+            let lost = failed > device.failed && device.opens > 0;
+            (self.devices[d].opens, self.devices[d].failed) = (opens, failed);
+            if lost {
+                let name = self.bdev(d);
+                self.note(|| format!("{name} is opened again, and had failed"));
+                self.volumes_lose(d);
+            }
+        }
+    }
+
+    // --- sickness ---
+
+    fn sicken(&mut self, d: usize, kind: Feature) {
+        if self.devices[d].sick_until_us.is_some() {
+            return;
+        }
+        let name = self.bdev(d);
+        let us = self.any(&[20_000, 400_000, 3_000_000, 20_000_000, 70_000_000]);
+        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.note(|| format!("{name} has {} for {us} us", kind.name()));
+        let medium = self.devices[d].medium.clone();
+        let flaws = self.m().host.flaws(&name);
+        match kind {
+            Feature::Silence => flaws.silence.set(true),
+            Feature::Lag => medium.lag_us.set(self.any(&[3_000, 100_000, 2_000_000])),
+            Feature::Faults => {
+                let rate = |world: &World| world.any(&[0, 0, 2, 10, 40]);
+                medium.faults.set(Faults {
+                    read: rate(self),
+                    write: rate(self),
+                    flush: rate(self),
+                });
+            }
+            Feature::BadSectors => {
+                let block = u64::from(self.plan.block_sectors);
+                let at = self.rng.below(medium.sectors() / block) * block;
+                medium.turn_bad(Sector(at), block);
+                medium.faulted.set(medium.faulted.get() + 1);
+            }
+            _ => {
+                let supers = (Sector(0), Sector(16));
+                flaws.unwritable.borrow_mut().push(supers);
+            }
+        }
+        self.devices[d].sick_until_us = Some(self.now() + us);
+    }
+
+    pub(super) fn end_sickness(&mut self, d: usize) {
+        if self.devices[d].sick_until_us.take().is_none() {
+            return;
+        }
+        let name = self.bdev(d);
+        self.note(|| format!("{name} is well again"));
+        let flaws = self.m().host.flaws(&name);
+        flaws.mend();
+        flaws.silence.set(false);
+        let faulted = self.devices[d].medium.faulted.get();
+        self.devices[d].medium.cure();
+        self.devices[d].medium.faulted.set(faulted);
+    }
+
+    // --- sizes and copies ---
+
+    /// A backing device grows, or, while it is away, shrinks or grows.
+    fn grow(&mut self, d: usize) {
+        let more = 8 * (1 + self.rng.below(64));
+        let device = &self.devices[d];
+        if device.is_fast || device.is_copied || device.medium.sectors() > 40_000 {
+            return;
+        }
+        let (name, medium) = (self.bdev(d), device.medium.clone());
+        if device.is_here() {
+            medium.grow(more);
+            self.note(|| format!("{name} grows by {more} sectors"));
+            let (hub, bdev) = (self.m().hub.clone(), name);
+            self.m().exec.spawn(async move { hub.resized(&bdev).await });
+        }
+    }
+
+    /// A copy of a device appears, is examined and registered, and goes again. Meanwhile nothing takes
+    /// the device itself down, and it is in use: so the copy must be left alone.
+    fn copy(&mut self, d: usize) -> Result<(), String> {
+        let name = self.bdev(d);
+        let used = match self.devices[d].is_fast {
+            true => self
+                .sets
+                .iter()
+                .any(|set| set["devices"][0]["bdev_name"] == name.as_str()),
+            false => {
+                let on = |v: &&super::Listed| v.backing.as_deref() == Some(&name);
+                self.list.iter().find(on).is_some_and(|v| v.running)
+            }
+        };
+        if !used || !self.calls.is_empty() || !self.devices.iter().all(|d| d.is_sound(self.m())) {
+            return Ok(());
+        }
+        let copy = self.devices[d].medium.copy_as(&format!("copy-of-{name}"));
+        self.note(|| format!("{} appears", copy.name()));
+        self.m().plug(&copy);
+        let (hub, bdev) = (self.m().hub.clone(), copy.name().to_string());
+        self.wait("examine", async move { hub.examine(&bdev).await })?;
+        self.look()?;
+        let params = serde_json::json!({"bdev_name": copy.name()});
+        let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);
+        let answer = self.wait("register", call)?;
+        self.look()?;
+        if answer.is_ok() {
+            return Err(format!("{} is registered beside {name}", copy.name()));
+        }
+        self.m().host.withdraw(copy.name());
+        self.met.note("a copy was refused");
+        Ok(())
+    }
+
+    /// All devices are well; those that are away come back.
+    pub(super) fn all_are_well(&mut self) -> Result<(), String> {
+        for d in 0..self.devices.len() {
+            self.end_sickness(d);
+        }
+        self.until("a removal", |world| {
+            let gone = |device: &Device| match &device.place {
+                Place::Going(gone) => gone.borrow().is_some(),
+                _ => true,
+            };
+            world.devices.iter().all(gone)
+        })?;
+        self.take_events()?;
+        for d in 0..self.devices.len() {
+            let away = matches!(self.devices[d].place, Place::Away);
+            let name = self.bdev(d);
+            self.until(&format!("{name}, which is away and held"), |world| {
+                !away || !world.m().host.holds_open(&name)
+            })?;
+            self.come_back(d);
+        }
+        Ok(())
+    }
+}

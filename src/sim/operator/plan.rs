@@ -1,0 +1,266 @@
+//! What a run of the operator's world draws: its devices, its features, its lives. A function of the
+//! seed, and of what the run was told to leave out.
+//!
+//! *Swarm*: each feature is on or off in a run, by its own weight, so that rare combinations get lives
+//! of their own. What is off is never drawn in that run.
+
+use std::collections::BTreeSet;
+
+use crate::rng::Rng;
+use crate::sim::disk::Unmapped;
+
+macro_rules! features {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $percent:literal,)*) => {
+        /// What a run may draw, or not at all.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Feature {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Feature {
+            /// All of them.
+            pub const ALL: &'static [Feature] = &[$(Feature::$variant,)*];
+
+            /// Its name, as flags have it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Feature::$variant => $name,)*
+                }
+            }
+
+            /// In how many of a hundred runs it is on.
+            pub fn percent(self) -> u64 {
+                match self {
+                    $(Feature::$variant => $percent,)*
+                }
+            }
+        }
+    };
+}
+
+features! {
+    /// A second cache device.
+    TwoSets "two-sets" 40,
+    /// Volumes on the cache alone.
+    Flash "flash" 40,
+    /// More reactors than one.
+    Reactors "reactors" 60,
+    /// Other cache modes than write-back.
+    Modes "modes" 60,
+    /// Options of volumes and sets.
+    Options "options" 50,
+    /// Volumes leave their set and come to one.
+    Attach "attach" 60,
+    /// Volumes and sets are taken down and come up.
+    Lifecycle "lifecycle" 60,
+    /// Volumes get other names.
+    Names "names" 40,
+    /// Write-back and garbage collection by request.
+    Jobs "jobs" 60,
+    /// Discards and zeroes.
+    Clears "clears" 60,
+    /// Writes that are durable when they are answered.
+    Fua "fua" 50,
+    /// Resets of volumes.
+    Resets "resets" 30,
+    /// The memory of writes changes under way.
+    Memory "memory" 25,
+    /// Seconds in which hosts do nothing.
+    Idle "idle" 60,
+    /// Devices are removed in good order, and come back.
+    Removals "removals" 35,
+    /// Devices are torn out, and come back.
+    Tears "tears" 25,
+    /// Torn devices lose what was not flushed.
+    TornPower "torn-power" 50,
+    /// Devices do not answer for a while.
+    Silence "silence" 25,
+    /// Devices answer late for a while.
+    Lag "lag" 25,
+    /// Devices fail at some requests for a while.
+    Faults "faults" 25,
+    /// Sectors turn bad.
+    BadSectors "bad-sectors" 15,
+    /// Superblocks cannot be written for a while.
+    SuperFaults "super-faults" 25,
+    /// Backing devices grow and shrink.
+    Sizes "sizes" 25,
+    /// Copies of devices appear.
+    Copies "copies" 20,
+    /// Blank devices are to become volumes.
+    Blanks "blanks" 35,
+    /// Dirty data are given up by request.
+    GiveUps "give-ups" 15,
+    /// Devices are not there when a life begins.
+    Missing "missing" 35,
+    /// Lives end by a kill.
+    Kills "kills" 70,
+    /// Lives end by a power cut, perhaps while sets recover.
+    Cuts "cuts" 80,
+    /// What the devices hold is recovered beside the life.
+    Shadows "shadows" 60,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// Everything is stopped in good order.
+    Stop,
+    /// The process is gone, the devices keep what they have.
+    Kill,
+    /// The devices lose what was not flushed.
+    Power,
+    /// The same, soon after the start.
+    Recovering,
+}
+
+/// What is left out of a run, to find the least that still fails.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Features that are off, whatever the seed says.
+    pub off: BTreeSet<Feature>,
+    /// Steps, counted over all lives, that are not taken.
+    pub skip: BTreeSet<u64>,
+}
+
+/// A cache device.
+#[derive(Clone, Copy, Debug)]
+pub struct FastPlan {
+    /// Its buckets.
+    pub nbuckets: u64,
+    /// Their size.
+    pub bucket_kb: u64,
+}
+
+/// What a run is.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// The features that are on.
+    pub on: BTreeSet<Feature>,
+    /// The cache devices.
+    pub fast: Vec<FastPlan>,
+    /// The sectors of the backing devices, of which some are blank at first.
+    pub slow_sectors: Vec<u64>,
+    /// Sectors of a block, of sets and of devices.
+    pub block_sectors: u32,
+    /// Fronts of a volume.
+    pub reactors: usize,
+    /// The ends of the lives.
+    pub ends: Vec<End>,
+    /// Steps of a life.
+    pub steps: u64,
+    /// Host I/Os in flight at most.
+    pub depth: usize,
+    /// Host I/Os that a step begins at most.
+    pub burst: u64,
+    /// Sectors of a host I/O at most.
+    pub io_sectors_max: u64,
+    /// Of a hundred host I/Os: reads, flushes.
+    pub reads: u64,
+    /// See `reads`.
+    pub flushes: u64,
+    /// Host I/Os in a hundred that go to a small part of the volume.
+    pub hot: u64,
+    /// What backing devices make of discards.
+    pub unmapped: Unmapped,
+    /// Of a hundred steps: those with a call, and those with something that befalls a device.
+    pub calls: u64,
+    /// See `calls`.
+    pub events: u64,
+}
+
+fn pick<T: Copy>(rng: &Rng, choices: &[T]) -> T {
+    choices[rng.below(choices.len() as u64) as usize]
+}
+
+impl Plan {
+    /// The plan of a seed, with what is left out.
+    pub fn from_seed(seed: u64, off: &BTreeSet<Feature>) -> Plan {
+        let rng = Rng::new(seed ^ 0x6f70_6572_6174_6f72);
+        let drawn = Feature::ALL
+            .iter()
+            .filter(|f| rng.below(100) < f.percent())
+            .copied();
+        let drawn: BTreeSet<Feature> = drawn.collect();
+        let on: BTreeSet<Feature> = drawn.difference(off).copied().collect();
+        let has = |feature| on.contains(&feature);
+        let block_sectors = pick(&rng, &[1, 1, 8]);
+        let fast = (0..2).map(|_| fast(&rng, block_sectors));
+        let fast: Vec<FastPlan> = fast.collect();
+        let volumes = 1 + rng.below(3) as usize;
+        let slow = (0..5)
+            .map(|_| 4096 + rng.below(4) * 2048)
+            .collect::<Vec<u64>>();
+        let blanks = if has(Feature::Blanks) { 2 } else { 0 };
+        let ends = [
+            End::Stop,
+            End::Kill,
+            End::Power,
+            End::Power,
+            End::Recovering,
+        ];
+        let ends = (0..2 + rng.below(3)).map(|_| pick(&rng, &ends));
+        let allowed = |end: End| match end {
+            End::Stop => end,
+            End::Kill if !has(Feature::Kills) => End::Stop,
+            End::Power | End::Recovering if !has(Feature::Cuts) => End::Stop,
+            end => end,
+        };
+        let reactors = 2 + rng.below(3) as usize;
+        Plan {
+            seed,
+            ends: ends.map(allowed).collect(),
+            fast: fast[..if has(Feature::TwoSets) { 2 } else { 1 }].to_vec(),
+            slow_sectors: slow[..volumes + blanks].to_vec(),
+            block_sectors,
+            reactors: if has(Feature::Reactors) { reactors } else { 1 },
+            steps: pick(&rng, &[40, 120, 120, 300]),
+            depth: pick(&rng, &[1, 4, 12, 32]),
+            burst: pick(&rng, &[2, 6, 6, 30]),
+            io_sectors_max: pick(&rng, &[8, 8, 64, 256]),
+            reads: pick(&rng, &[10, 40, 70]),
+            flushes: pick(&rng, &[0, 4, 12]),
+            hot: pick(&rng, &[0, 50, 95]),
+            unmapped: pick(&rng, &[Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture]),
+            calls: pick(&rng, &[5, 20, 40]),
+            events: pick(&rng, &[2, 8, 20]),
+            on,
+        }
+    }
+
+    /// Whether a feature is on.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.on.contains(&feature)
+    }
+
+    /// How many of the backing devices are blank when the run begins to be one.
+    pub fn blanks(&self) -> usize {
+        if self.has(Feature::Blanks) { 2 } else { 0 }
+    }
+}
+
+fn fast(rng: &Rng, block_sectors: u32) -> FastPlan {
+    let bucket_kb = match rng.below(80) {
+        0 => pick(rng, &[256, 512, 1024]),
+        1..=4 => 128,
+        _ => pick(rng, &[4, 8, 8, 16, 16, 32, 64]),
+    };
+    // A bucket of one block is refused, and so is a journal of fewer blocks than sixteen.
+    let bucket_kb = if block_sectors == 8 {
+        bucket_kb.max(16)
+    } else {
+        bucket_kb
+    };
+    let least = (2048 / bucket_kb).max(128);
+    let blocks = bucket_kb * 2 / u64::from(block_sectors);
+    let least = if blocks < 8 { least.max(512) } else { least };
+    let nbuckets = least * pick(rng, &[1, 1, 2, 4]);
+    // Of large buckets few, so that a run is quick.
+    let most = if bucket_kb >= 64 { 128 } else { 1024 };
+    FastPlan {
+        nbuckets: nbuckets.min(most.max(least)),
+        bucket_kb,
+    }
+}

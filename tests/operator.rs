@@ -1,0 +1,79 @@
+//! The operator's world: random calls, host I/O and failing devices, each run from its seed.
+//!
+//! `OPERATOR_SEED=n cargo test --test operator` replays one seed (add `SIM_TRACE=1` for all that
+//! happens, `OPERATOR_OFF` and `OPERATOR_SKIP` to leave things out); `OPERATOR_SEEDS=n` runs so many,
+//! from `OPERATOR_FIRST`.
+
+use std::collections::BTreeSet;
+
+use spdk_bcache::sim::operator::plan::Plan;
+use spdk_bcache::sim::operator::runs::{Failure, cut_of, live, live_all, shrink};
+
+/// Seeds that must meet all that is to be met.
+const MANY: u64 = 300;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Prints what the engine logs.
+struct Loud;
+
+impl log::Log for Loud {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record) {
+        eprintln!("             {}: {}", record.level(), record.args());
+    }
+    fn flush(&self) {}
+}
+
+fn show(failure: &Failure) {
+    for line in &failure.wrong.log {
+        eprintln!("    {line}");
+    }
+    eprintln!("{failure}");
+}
+
+#[test]
+fn random_calls_io_and_failures_lose_nothing_and_end() {
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    let cut = cut_of(&text("OPERATOR_OFF"), &text("OPERATOR_SKIP")).expect("flags");
+    if let Some(seed) = number("OPERATOR_SEED") {
+        eprintln!("{:#?}", Plan::from_seed(seed, &cut.off));
+        if std::env::var_os("SIM_TRACE").is_some() && log::set_logger(&Loud).is_ok() {
+            log::set_max_level(log::LevelFilter::Info);
+        }
+        if let Err(failure) = live(seed, &cut) {
+            let failure = match number("OPERATOR_SHRINK") {
+                Some(_) => shrink(failure),
+                None => failure,
+            };
+            show(&failure);
+            panic!("it fails");
+        }
+        return;
+    }
+    let first = number("OPERATOR_FIRST").unwrap_or(1);
+    let seeds = number("OPERATOR_SEEDS").unwrap_or(60);
+    let began = std::time::Instant::now();
+    let (met, failed) = live_all(first..first + seeds, &cut, |done| {
+        if let Err(failure) = done {
+            eprintln!("{failure}");
+        }
+    });
+    let per_min = seeds as f64 * 60.0 / began.elapsed().as_secs_f64();
+    eprintln!(
+        "{met}{seeds} seeds, {per_min:.0} a minute, {} fail",
+        failed.len()
+    );
+    let kinds: BTreeSet<String> = failed.iter().map(|f| f.wrong.why.clone()).collect();
+    for why in &kinds {
+        eprintln!("  {why:.300}");
+    }
+    assert!(failed.is_empty(), "{} seeds fail", failed.len());
+    let missing = met.missing();
+    let many = seeds >= MANY;
+    assert!(!many || missing.is_empty(), "never met: {missing:?}");
+}
