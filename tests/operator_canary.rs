@@ -9,7 +9,13 @@ use spdk_bcache::sim::operator::plan::Cut;
 use spdk_bcache::sim::operator::runs::live;
 
 /// Seeds that must be enough to find each: seven times the median, and a hundred more.
-const BUDGETS: [(Bug, u64); 2] = [(Bug::ReuseBeforeGens, 107), (Bug::CleanBeforeFlush, 646)];
+const BUDGETS: [(Bug, u64); 5] = [
+    (Bug::ReuseBeforeGens, 107),
+    (Bug::CleanBeforeFlush, 646),
+    (Bug::TwinTaken, 156),
+    (Bug::NameOfAbsent, 149),
+    (Bug::SetTurnForgotten, 324),
+];
 /// Seeds of a range that are tried at most.
 const MOST: u64 = 1500;
 /// Where ranges begin: at multiples of this.
