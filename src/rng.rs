@@ -13,6 +13,14 @@ impl Rng {
         Rng(Cell::new(seed))
     }
 
+    /// One of these.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn any<'a, T>(&self, choices: &'a [T]) -> &'a T {
+        &choices[self.below(choices.len() as u64) as usize]
+    }
+
     /// Goes on as a generator of this seed would.
     pub fn reseed(&self, seed: u64) {
         self.0.set(seed);

@@ -77,10 +77,7 @@ struct Engine {
 
 fn turn(sched: &Sched, exec: &Executor) {
     if exec.poll(sched.now_us(), 64) == 0 {
-        let next = [sched.next_us(), exec.next_timer_us()];
-        if let Some(next) = next.into_iter().flatten().min() {
-            sched.set_now(next);
-        }
+        sched.skip_to_next(exec);
     }
     sched.set_now(sched.now_us() + 1);
     sched.run_due();
@@ -328,8 +325,7 @@ fn a_recovery_that_is_cut_off_loses_nothing() {
             engine.vanish();
             let rng = Rng::new(nr);
             for medium in media.backings.iter().chain([&media.cache]) {
-                medium.kill(&rng);
-                medium.cut_power(&rng);
+                medium.crash(&rng, true);
             }
             offline(case, &media);
         }
@@ -383,8 +379,7 @@ fn leaves_that_linux_misreads_are_written_anew() {
         engine.vanish();
         let rng = Rng::new(turns);
         for medium in media.backings.iter().chain([&media.cache]) {
-            medium.kill(&rng);
-            medium.cut_power(&rng);
+            medium.crash(&rng, true);
         }
         let reader = Reader::of(media.golden());
         assert_eq!(reader.wrong_sectors(&reader.extents()), 0, "life {lives}");

@@ -79,8 +79,7 @@ impl Rig {
     }
 
     fn cut_power(&self) {
-        self.medium.kill(&self.rng);
-        self.medium.cut_power(&self.rng);
+        self.medium.crash(&self.rng, true);
     }
 }
 
@@ -102,9 +101,8 @@ impl Life {
             }
             self.sched.run_due();
             if self.exec.poll(self.sched.now_us(), 1) == 0 {
-                let next = [self.sched.next_us(), self.exec.next_timer_us()];
-                let next = next.into_iter().flatten().min();
-                self.sched.set_now(next.expect("something happens"));
+                let moved = self.sched.skip_to_next(&self.exec);
+                assert!(moved, "something happens");
             }
         }
     }

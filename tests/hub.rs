@@ -2,6 +2,7 @@
 //! is said, in which order things reach the disks. The data are what Linux left in the fixtures.
 
 mod fixtures;
+
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -138,8 +139,7 @@ fn a_crash_while_detaching_leaves_no_keys_that_seem_to_hold() {
         machine.die();
         let rng = Rng::new(turns);
         for medium in [&fast, &slow] {
-            medium.kill(&rng);
-            medium.cut_power(&rng);
+            medium.crash(&rng, true);
         }
         offline(&fast, &[Some(slow.clone())]).expect("nothing wrong on the devices");
         let machine = Machine::new(&[&fast, &slow]);

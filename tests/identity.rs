@@ -3,6 +3,7 @@
 //! by examine, in whichever order devices arrive.
 
 mod fixtures;
+
 use std::rc::Rc;
 
 use fixtures::load;
@@ -17,7 +18,7 @@ use spdk_bcache::units::{Sector, Uuid};
 
 /// A medium with the bytes of another, under another name.
 fn copy(of: &Medium, name: &str) -> Rc<Medium> {
-    Medium::with_bytes(name, of.bytes(), 1)
+    of.copy_as(name)
 }
 
 /// A write-back set whose volume Vol0 writes nothing back unasked, with 64 dirty sectors of sevens.

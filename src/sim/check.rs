@@ -8,7 +8,7 @@ use crate::alloc::gens::Gens;
 use crate::check::report::{Finding, Report};
 use crate::check::{self, Source};
 use crate::format::superblock::{
-    BackingState, BackingSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
+    BackingState, BackingSuper, CacheSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
 };
 use crate::index::Extent;
 use crate::set::cache::CacheSet;
@@ -148,39 +148,38 @@ pub fn same_map(set: &CacheSet, before: &[(Inode, Extent)]) -> Result<(), String
     Ok(())
 }
 
+/// The superblock of a device, if it has one.
+pub fn superblock(medium: &Medium) -> Option<Super> {
+    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
+    parse(&bytes).ok()
+}
+
 /// The superblock of a backing device, if it has one.
 pub fn backing_super(medium: &Medium) -> Option<BackingSuper> {
-    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
-    match parse(&bytes) {
-        Ok(Super::Backing(sb)) => Some(sb),
-        _ => None,
+    match superblock(medium)? {
+        Super::Backing(sb) => Some(sb),
+        Super::Cache(_) => None,
     }
 }
 
-/// The UUID of the set that a device has the superblock of, as a text.
-pub fn set_uuid(medium: &Medium) -> Option<String> {
-    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
-    match parse(&bytes) {
-        Ok(Super::Cache(sb)) => Some(sb.set_uuid.to_string()),
-        _ => None,
+/// The superblock of a cache device, if it has one.
+pub fn cache_super(medium: &Medium) -> Option<CacheSuper> {
+    match superblock(medium)? {
+        Super::Cache(sb) => Some(sb),
+        Super::Backing(_) => None,
     }
 }
 
 /// Whether a cache device has no set that ever ran.
 pub fn has_no_set(medium: &Medium) -> bool {
-    let bytes = medium.peek(SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
-    !matches!(parse(&bytes), Ok(Super::Cache(sb)) if sb.sync())
+    !cache_super(medium).is_some_and(|sb| sb.sync())
 }
 
 /// Whether the superblock of a backing device names the set of a cache device.
 pub fn is_of_set(backing: &Medium, cache: &Medium) -> bool {
-    let of = backing_super(backing).map(|sb| sb.set_uuid.to_string());
-    of.is_some() && of == set_uuid(cache)
-}
-
-/// Whether a backing device says that what its set holds of it is old.
-pub fn says_stale(medium: &Medium) -> bool {
-    backing_super(medium).is_some_and(|sb| sb.state() == BackingState::Stale)
+    let (backing, cache) = (backing_super(backing), cache_super(cache));
+    let set = cache.map(|sb| sb.set_uuid);
+    set.is_some() && set == backing.map(|sb| sb.set_uuid)
 }
 
 /// The volumes of a set that are on these devices, as their superblocks say.

@@ -391,6 +391,15 @@ impl Medium {
         }
     }
 
+    /// The end of a life: what was under way ends somehow, and `power`: what was not flushed is lost in
+    /// part.
+    pub fn crash(&self, rng: &Rng, power: bool) {
+        self.kill(rng);
+        if power {
+            self.cut_power(rng);
+        }
+    }
+
     /// The program is gone, the device is not: what was under way happens, does not, or in part.
     pub fn kill(&self, rng: &Rng) {
         let open: Vec<u64> = {

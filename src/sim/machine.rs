@@ -10,12 +10,13 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
+use super::check;
 use super::disk::{Faults, Medium, SimDisk};
 use super::host::SimHost;
 use super::sched::Sched;
 use super::stage::{Ended, HostIo};
 use crate::disk::IoError;
-use crate::format::superblock::{BackingSuper, CacheSuper, SUPER_SECTOR, Super, parse};
+use crate::format::superblock::{BackingSuper, CacheSuper, Super};
 use crate::request::Kind;
 use crate::request::lane::{Outcome, Side};
 use crate::rng::Rng;
@@ -117,10 +118,12 @@ impl Machine {
         if done > 0 {
             return self.sched.set_now(now + 1);
         }
-        let next = [self.sched.next_us(), self.exec.next_timer_us()];
-        let next = next.into_iter().flatten().min();
-        self.sched
-            .set_now(next.expect("the hub's clock always ticks"));
+        self.skip();
+    }
+
+    fn skip(&self) {
+        let moved = self.sched.skip_to_next(&self.exec);
+        assert!(moved, "the hub's clock always ticks");
     }
 
     /// As [`turn`](Self::turn), in an order and with omissions drawn from the seed.
@@ -142,10 +145,7 @@ impl Machine {
             return self.sched.set_now(now + rng.below(3));
         }
         if !lazy {
-            let next = [self.sched.next_us(), self.exec.next_timer_us()];
-            let next = next.into_iter().flatten().min();
-            self.sched
-                .set_now(next.expect("the hub's clock always ticks"));
+            self.skip();
         }
     }
 
@@ -354,8 +354,7 @@ impl Machine {
         let rng = Rng::new(self.sched.now_us());
         self.die();
         for medium in media {
-            medium.kill(&rng);
-            medium.cut_power(&rng);
+            medium.crash(&rng, true);
         }
     }
 }
@@ -365,7 +364,7 @@ impl Machine {
 /// # Panics
 /// It has none.
 pub fn superblock(medium: &Medium) -> Super {
-    parse(&medium.peek(SUPER_SECTOR, 8)).expect("a superblock")
+    check::superblock(medium).expect("a superblock")
 }
 
 /// The superblock of a backing device.
@@ -373,10 +372,7 @@ pub fn superblock(medium: &Medium) -> Super {
 /// # Panics
 /// It has none.
 pub fn backing_super(medium: &Medium) -> BackingSuper {
-    match superblock(medium) {
-        Super::Backing(sb) => sb,
-        Super::Cache(_) => panic!("a cache device"),
-    }
+    check::backing_super(medium).expect("a superblock of a backing device")
 }
 
 /// The superblock of a cache device.
@@ -384,10 +380,7 @@ pub fn backing_super(medium: &Medium) -> BackingSuper {
 /// # Panics
 /// It has none.
 pub fn cache_super(medium: &Medium) -> CacheSuper {
-    match superblock(medium) {
-        Super::Cache(sb) => sb,
-        Super::Backing(_) => panic!("a backing device"),
-    }
+    check::cache_super(medium).expect("a superblock of a cache device")
 }
 
 /// A device of 32 MiB of zeros.

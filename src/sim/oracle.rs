@@ -16,6 +16,7 @@
 //! be seen, now the one, now the other, until the sector is written again. Where data were given up, a
 //! sector holds any value that it ever had ([`Oracle::give_up`]).
 
+use crate::request::Kind;
 use crate::units::SECTOR_BYTES;
 
 /// The order of events as the load sees them.
@@ -99,6 +100,21 @@ pub struct Oracle {
     reading: Vec<Moment>,
 }
 
+/// A host I/O under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Io {
+    /// What is wanted.
+    pub kind: Kind,
+    /// The volume's number.
+    pub volume: usize,
+    /// The first sector.
+    pub start: u64,
+    /// How many.
+    pub sectors: u64,
+    /// When it began.
+    pub begun: Moment,
+}
+
 /// What stands in a sector of a volume when it holds a value.
 pub fn sector_of(volume: usize, sector: u64, value: u32) -> [u8; SECTOR_BYTES] {
     let mut out = [0; SECTOR_BYTES];
@@ -110,6 +126,12 @@ pub fn sector_of(volume: usize, sector: u64, value: u32) -> [u8; SECTOR_BYTES] {
         }
     }
     out
+}
+
+/// What stands in a range of a volume whose sectors hold a value.
+pub fn data_of(volume: usize, start: u64, sectors: u64, value: u32) -> Vec<u8> {
+    let each = (start..start + sectors).map(|sector| sector_of(volume, sector, value));
+    each.flatten().collect()
 }
 
 /// The values that sectors seem to hold: runs of (sectors, value), for people.
@@ -233,33 +255,79 @@ impl Oracle {
         }
     }
 
-    /// The same of one that is durable now.
-    pub fn durable_write_ends(&mut self, volume: usize, start: u64, sectors: u64, begun: Moment) {
-        self.write_ends(volume, start, sectors, begun, true);
-        for sector in self.range(volume, start, sectors) {
-            for version in sector.iter_mut().filter(|v| v.begun == begun) {
+    /// A write that has ended well is durable.
+    pub fn is_durable(&mut self, io: &Io) {
+        for sector in self.range(io.volume, io.start, io.sectors) {
+            for version in sector.iter_mut().filter(|v| v.begun == io.begun) {
                 version.durable = true;
             }
         }
     }
 
     /// The host has changed the memory of a write under way: `value` may be what is written.
-    pub fn write_changes(
-        &mut self,
-        volume: usize,
-        start: u64,
-        sectors: u64,
-        begun: Moment,
-        value: u32,
-    ) {
-        for sector in self.range(volume, start, sectors) {
-            let Some(version) = sector.iter_mut().find(|v| v.begun == begun) else {
+    pub fn write_changes(&mut self, io: &Io, value: u32) {
+        for sector in self.range(io.volume, io.start, io.sectors) {
+            let Some(version) = sector.iter_mut().find(|v| v.begun == io.begun) else {
                 continue;
             };
             version.torn = true;
             let other = Version { value, ..*version };
             sector.push(other);
         }
+    }
+
+    /// A host I/O begins; `value` is what a write writes. Returns it, and the host's memory.
+    pub fn begins(
+        &mut self,
+        kind: Kind,
+        volume: usize,
+        start: u64,
+        sectors: u64,
+        value: u32,
+    ) -> (Io, Vec<u8>) {
+        let mut memory = Vec::new();
+        let begun = match kind {
+            Kind::Read => {
+                memory.resize(sectors as usize * SECTOR_BYTES, 0xee);
+                self.read_begins()
+            }
+            Kind::Write => {
+                memory = data_of(volume, start, sectors, value);
+                self.write_begins(volume, start, sectors, value, false)
+            }
+            Kind::Flush => self.tick(),
+            Kind::Unmap => self.write_begins(volume, start, sectors, ZERO, true),
+            Kind::WriteZeroes => self.write_begins(volume, start, sectors, ZERO, false),
+        };
+        let io = Io {
+            kind,
+            volume,
+            start,
+            sectors,
+            begun,
+        };
+        (io, memory)
+    }
+
+    /// A host I/O has ended, with the host's memory; `None` where it failed.
+    ///
+    /// # Errors
+    /// It was a read, and what it read cannot be.
+    pub fn ends(&mut self, io: &Io, memory: Option<&[u8]>) -> Result<(), String> {
+        let &Io {
+            kind,
+            volume,
+            start,
+            sectors,
+            begun,
+        } = io;
+        match kind {
+            Kind::Read => return self.read_ends(volume, start, begun, memory),
+            Kind::Flush if memory.is_some() => self.flushed(volume, begun),
+            Kind::Flush => {}
+            _ => self.write_ends(volume, start, sectors, begun, memory.is_some()),
+        }
+        Ok(())
     }
 
     /// A read begins.

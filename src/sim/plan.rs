@@ -85,7 +85,7 @@ impl Plan {
     /// A plan drawn from a seed: small devices, everything mixed.
     pub fn from_seed(seed: u64) -> Plan {
         let rng = Rng::new(seed ^ 0x706c_616e);
-        let pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+        let pick = |choices: &[u64]| *rng.any(choices);
         let block_sectors = pick(&[1, 8]) as u32;
         let bucket_sectors = pick(&[16, 16, 32, 64, 128]) as u32;
         // A journal of fewer blocks than sixteen has no room to work in.
@@ -153,7 +153,7 @@ impl Plan {
     /// As any, with devices that fail and are ill: latent and passing errors, slow answers.
     pub fn ill(seed: u64) -> Plan {
         let rng = Rng::new(seed ^ 0x0069_6c6c_0000);
-        let pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+        let pick = |choices: &[u64]| *rng.any(choices);
         let faults = || Faults {
             read: pick(&[0, 0, 30, 300]),
             write: pick(&[0, 0, 100, 1000]),
@@ -188,7 +188,7 @@ impl Plan {
     /// As any, with a cache device that lies.
     pub fn lying(seed: u64) -> Plan {
         let rng = Rng::new(seed ^ 0x006c_6965_0000);
-        let pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+        let pick = |choices: &[u64]| *rng.any(choices);
         Plan {
             lies: true,
             ills: Ills {

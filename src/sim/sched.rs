@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::rng::Rng;
+use crate::task::Executor;
 
 type Event = Box<dyn FnOnce()>;
 
@@ -58,6 +59,13 @@ impl Sched {
     /// Moves the clock on, never back.
     pub fn set_now(&self, now_us: u64) {
         self.0.now_us.set(self.now_us().max(now_us));
+    }
+
+    /// Moves the clock on to the next event or the next timer of a thread; false when there is neither.
+    pub fn skip_to_next(&self, exec: &Executor) -> bool {
+        let next = [self.next_us(), exec.next_timer_us()];
+        let next = next.into_iter().flatten().min();
+        next.inspect(|&at| self.set_now(at)).is_some()
     }
 
     /// Runs what is due; returns how much that was.

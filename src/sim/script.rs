@@ -13,7 +13,7 @@ use std::rc::Rc;
 use super::check;
 use super::disk::{Fuse, Medium, SimDisk};
 use super::host::SimHost;
-use super::oracle::{Oracle, ZERO, sector_of};
+use super::oracle::{Io, Oracle};
 use super::sched::Sched;
 use super::stage::HostIo;
 use crate::format::superblock::{BackingState, CacheMode};
@@ -26,7 +26,6 @@ use crate::set::error::SetError;
 use crate::set::format::Permission;
 use crate::set::hub::Hub;
 use crate::task::{Executor, join_all};
-use crate::units::SECTOR_BYTES;
 
 /// Simulated time that a script may take.
 const PATIENCE_US: u64 = 3_600_000_000;
@@ -108,7 +107,7 @@ impl Media {
 
     /// Devices of their own that hold the same.
     pub fn copy(&self) -> Media {
-        let copy = |m: &Rc<Medium>| Medium::with_bytes(m.name(), m.bytes(), 1);
+        let copy = |m: &Rc<Medium>| m.copy_as(m.name());
         Media {
             fast: copy(&self.fast),
             slow: self.slow.iter().map(|m| m.as_ref().map(copy)).collect(),
@@ -120,10 +119,7 @@ impl Media {
     pub fn crash(&self, rng: &Rng, power: bool) {
         for medium in self.all() {
             medium.fuse.take();
-            medium.kill(rng);
-            if power {
-                medium.cut_power(rng);
-            }
+            medium.crash(rng, power);
         }
     }
 }
@@ -221,10 +217,10 @@ impl Machine {
             };
         }
         self.busy.set(0);
-        let next = [self.sched.next_us(), self.exec.next_timer_us()];
-        let next = next.into_iter().flatten().min();
-        self.sched.set_now(next.ok_or("nothing will ever happen")?);
-        Ok(())
+        match self.sched.skip_to_next(&self.exec) {
+            true => Ok(()),
+            false => Err("nothing will ever happen".to_string()),
+        }
     }
 
     /// Runs a job to its end; `None` when the power went before.
@@ -341,29 +337,21 @@ impl Machine {
     /// # Errors
     /// It failed, or what it read cannot be.
     pub async fn io(&self, kind: Kind, i: usize, start: u64, n: u64) -> Result<(), String> {
-        let (begun, memory) = self.begin(kind, i, start, n);
-        let io = HostIo {
+        let (io, memory) = self.begin(kind, i, start, n);
+        let host_io = HostIo {
             kind,
             start,
             sectors: n,
             memory,
             durable: false,
         };
-        let (outcome, memory) = self.host.stage.io(&name(i), io).await;
+        let (outcome, memory) = self.host.stage.io(&name(i), host_io).await;
         let ok = outcome == Outcome::Success;
-        let mut books = self.books.borrow_mut();
-        match kind {
-            Kind::Read => {
-                let data = ok.then_some(&memory[..]);
-                let seen = books.oracle.read_ends(i, start, begun, data);
-                if let Err(why) = seen {
-                    self.wrong.borrow_mut().get_or_insert(why.clone());
-                    return Err(why);
-                }
-            }
-            Kind::Flush if ok => books.oracle.flushed(i, begun),
-            Kind::Flush => {}
-            _ => books.oracle.write_ends(i, start, n, begun, ok),
+        let seen = ok.then_some(&memory[..]);
+        let seen = self.books.borrow_mut().oracle.ends(&io, seen);
+        if let Err(why) = seen {
+            self.wrong.borrow_mut().get_or_insert(why.clone());
+            return Err(why);
         }
         match ok {
             true => Ok(()),
@@ -371,26 +359,11 @@ impl Machine {
         }
     }
 
-    fn begin(&self, kind: Kind, i: usize, start: u64, n: u64) -> (u64, Vec<u8>) {
-        let (mut memory, mut books) = (Vec::new(), self.books.borrow_mut());
-        let begun = match kind {
-            Kind::Read => {
-                memory.resize(n as usize * SECTOR_BYTES, 0xee);
-                books.oracle.read_begins()
-            }
-            Kind::Write => {
-                let value = books.next_value;
-                books.next_value += 1;
-                for s in start..start + n {
-                    memory.extend_from_slice(&sector_of(i, s, value));
-                }
-                books.oracle.write_begins(i, start, n, value, false)
-            }
-            Kind::Flush => books.oracle.tick(),
-            Kind::Unmap => books.oracle.write_begins(i, start, n, ZERO, true),
-            Kind::WriteZeroes => books.oracle.write_begins(i, start, n, ZERO, false),
-        };
-        (begun, memory)
+    fn begin(&self, kind: Kind, i: usize, start: u64, n: u64) -> (Io, Vec<u8>) {
+        let mut books = self.books.borrow_mut();
+        let value = books.next_value;
+        books.next_value += u32::from(kind == Kind::Write);
+        books.oracle.begins(kind, i, start, n, value)
     }
 
     /// Writes.

@@ -82,17 +82,47 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What a panic said.
+pub(super) fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    match panic.downcast::<String>() {
+        Ok(text) => format!("panic: {text}"),
+        Err(panic) => format!("panic: {:?}", panic.downcast::<&str>().ok()),
+    }
+}
+
+/// Does something with each number of a range, on as many threads as there are processors; `take` gets
+/// the results, one at a time.
+pub(super) fn each<T>(
+    numbers: Range<u64>,
+    work: impl Fn(u64) -> T + Sync,
+    take: impl FnMut(T) + Send,
+) {
+    let (next, take) = (AtomicU64::new(numbers.start), Mutex::new(take));
+    let run = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                return;
+            }
+            let done = work(number);
+            take.lock().unwrap_or_else(|e| e.into_inner())(done);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(run);
+        }
+    });
+}
+
 /// Lives the lives of one seed.
 ///
 /// # Errors
 /// What is wrong; a panic is, too.
 pub fn live(draw: Draw, seed: u64) -> Result<Report, Failure> {
     let run = catch_unwind(|| World::new(seed, draw.plan(seed)).run());
-    let text = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
-        Ok(text) => format!("panic: {text}"),
-        Err(panic) => format!("panic: {:?}", panic.downcast::<&str>().ok()),
-    };
-    let done = run.unwrap_or_else(|panic| Err(text(panic)));
+    let done = run.unwrap_or_else(|panic| Err(panic_text(panic)));
     done.map_err(|why| Failure { draw, seed, why })
 }
 
@@ -103,28 +133,15 @@ pub fn live_all(
     seeds: Range<u64>,
     note: impl Fn(&Result<Report, Failure>) + Sync,
 ) -> (Report, Vec<Failure>) {
-    let next = AtomicU64::new(seeds.start);
-    let all = Mutex::new((Report::default(), Vec::new()));
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let done = live(draw(seed), seed);
-            note(&done);
-            let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
-            match done {
-                Ok(report) => all.0 += report,
-                Err(failure) => all.1.push(failure),
-            }
-        }
+    let (mut report, mut failed) = (Report::default(), Vec::new());
+    let one = |seed| {
+        let done = live(draw(seed), seed);
+        note(&done);
+        done
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
+    each(seeds, one, |done| match done {
+        Ok(lived) => report += lived,
+        Err(failure) => failed.push(failure),
     });
-    all.into_inner().unwrap_or_else(|e| e.into_inner())
+    (report, failed)
 }

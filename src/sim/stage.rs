@@ -352,7 +352,7 @@ impl Stage {
         let most = 1 + self.rng.below(8) as usize;
         let mut done = SimLane::deliver(front, most) + front.poll();
         while let Some((io, outcome)) = front.lane().finished() {
-            let memory = io.host().memory.borrow().clone();
+            let memory = io.host().memory.take();
             self.answer(io.host().tag, (outcome, memory));
             done += 1;
         }

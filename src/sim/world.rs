@@ -18,14 +18,13 @@ use super::disk::{Medium, SimDisk};
 use super::host::SimHost;
 use super::kernel::judge::{Judged, Map, judge_media};
 use super::lane::SimLane;
-use super::oracle::{Moment, Oracle};
+use super::oracle::{Io, Oracle};
 use super::plan::{End, Plan, Report};
 use super::sched::Sched;
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, SUPER_SECTOR, Super};
 use crate::format::uuids::UuidEntry;
 use crate::index::Extent;
-use crate::request::Kind;
 use crate::request::front::Front;
 use crate::request::owner::Volume;
 use crate::request::volume::VolumeShared;
@@ -47,11 +46,7 @@ const BUSY_MAX: u64 = 1_000_000;
 
 /// A host I/O in flight.
 struct Op {
-    kind: Kind,
-    volume: usize,
-    start: u64,
-    sectors: u64,
-    begun: Moment,
+    io: Io,
     issued_us: u64,
 }
 
@@ -515,20 +510,18 @@ impl World {
             return Ok(true);
         }
         self.busy = 0;
-        let next = [life.sched.next_us(), life.exec.next_timer_us()];
-        let Some(next) = next.into_iter().flatten().min() else {
+        if !life.sched.skip_to_next(&life.exec) {
             return Ok(false);
-        };
-        life.sched.set_now(next);
+        }
         self.now_us = life.sched.now_us();
         let late = |op: &&Op| self.now_us > op.issued_us + self.patience_us;
         match life.ops.values().find(late) {
             Some(op) => Err(format!(
                 "{:?} of {} sectors at {} of volume {} hangs; {}",
-                op.kind,
-                op.sectors,
-                op.start,
-                op.volume,
+                op.io.kind,
+                op.io.sectors,
+                op.io.start,
+                op.io.volume,
                 state(life)
             )),
             None => Ok(true),

@@ -145,12 +145,17 @@ fn slow(world: &World) -> usize {
     slow
 }
 
-fn create_of(world: &World, name: &str, fast: usize, slow: usize) -> Value {
-    let mut params = json!({
+/// What a volume of two devices must be made with.
+pub(super) fn pair_of(world: &World, name: &str, fast: usize, slow: usize) -> Value {
+    json!({
         "name": name, "cache_bdev": world.bdev(fast), "backing_bdev": world.bdev(slow),
         "bucket_size_kb": world.plan.fast[fast].bucket_kb,
         "block_size": world.plan.block_sectors * 512,
-    });
+    })
+}
+
+fn create_of(world: &World, name: &str, fast: usize, slow: usize) -> Value {
+    let mut params = pair_of(world, name, fast, slow);
     if world.chance(3) {
         params["mode"] = json!(any_mode(world));
     }
@@ -160,7 +165,7 @@ fn create_of(world: &World, name: &str, fast: usize, slow: usize) -> Value {
     params
 }
 
-fn any_mode(world: &World) -> &'static str {
+pub(super) fn any_mode(world: &World) -> &'static str {
     match world.plan.has(Modes) {
         true => world.any(&[
             "writeback",
@@ -204,9 +209,7 @@ fn forget(world: &World) -> Option<Value> {
     if known.is_empty() {
         return None;
     }
-    let uuid = known[world.rng.below(known.len() as u64) as usize]
-        .uuid
-        .clone();
+    let uuid = &world.rng.any(&known).uuid;
     Some(json!({"set": set(world)?, "uuid": uuid, "discard_dirty": discards(world)}))
 }
 
@@ -304,7 +307,7 @@ impl World {
             .as_str()
             .and_then(|name| self.volume_named(name));
         method != "bdev_bcache_resize_flash_volume"
-            || volume.is_some_and(|v| !self.ops.values().any(|op| op.volume == v))
+            || volume.is_some_and(|v| !self.ops.values().any(|op| op.io.volume == v))
     }
 
     fn named_uuid(&self, params: &Value) -> Option<String> {
@@ -326,11 +329,11 @@ impl World {
                 let (Some(v), Some(size_mb)) = (volume, params["size_mb"].as_u64()) else {
                     return;
                 };
-                let (nr, sectors) = (self.known[v].nr, size_mb * 2048);
-                if sectors < self.oracle.sectors(nr) {
+                let sectors = size_mb * 2048;
+                if sectors < self.oracle.sectors(v) {
                     self.known[v].limit = Some(sectors);
                     if Self::is_true(&params["discard_dirty"]) {
-                        self.oracle.give_up(nr, sectors);
+                        self.oracle.give_up(v, sectors);
                     }
                 }
             }
@@ -344,7 +347,7 @@ impl World {
                 let by_uuid = of.and_then(|uuid| self.known.iter().position(|k| k.uuid == uuid));
                 for v in volume.into_iter().chain(by_uuid) {
                     self.known[v].given_up = true;
-                    self.oracle.give_up(self.known[v].nr, 0);
+                    self.oracle.give_up(v, 0);
                 }
             }
             "bdev_bcache_forget_volume" => {
@@ -441,9 +444,8 @@ impl World {
             return;
         };
         let sectors = params["size_mb"].as_u64().unwrap_or(0) * 2048;
-        let nr = self.known[v].nr;
         if ok {
-            self.oracle.resize(nr, sectors);
+            self.oracle.resize(v, sectors);
         }
         self.known[v].limit = None;
     }

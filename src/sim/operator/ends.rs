@@ -1,11 +1,10 @@
 //! Starts and ends of the lives of the operator's world.
 
-use std::rc::Rc;
-
 use serde_json::{Value, json};
 
+use super::World;
+use super::calls::{any_mode, pair_of};
 use super::plan::{End, Feature};
-use super::{PATIENCE_US, World};
 use crate::sim::machine::Machine;
 
 impl World {
@@ -54,22 +53,8 @@ impl World {
         let volumes = self.devices.len() - fast - self.plan.blanks();
         for i in 0..volumes {
             let cache = i % fast;
-            let mut params = json!({
-                "name": format!("Vol{i}"), "cache_bdev": self.bdev(cache),
-                "backing_bdev": self.bdev(fast + i), "mode": "writeback",
-                "bucket_size_kb": self.plan.fast[cache].bucket_kb,
-                "block_size": self.plan.block_sectors * 512,
-            });
-            if self.plan.has(Feature::Modes) {
-                let modes = [
-                    "writeback",
-                    "writeback",
-                    "writethrough",
-                    "writearound",
-                    "none",
-                ];
-                params["mode"] = json!(self.any(&modes));
-            }
+            let mut params = pair_of(self, &format!("Vol{i}"), cache, fast + i);
+            params["mode"] = json!(any_mode(self));
             self.must("bdev_bcache_create", params)?;
             if self.chance(3) {
                 let params = json!({"name": format!("Vol{i}"), "writeback_running": false});
@@ -99,9 +84,9 @@ impl World {
                 self.is_missing(d);
                 continue;
             }
-            let (hub, bdev) = (self.m().hub.clone(), self.bdev(d));
+            let bdev = self.bdev(d);
             self.note(|| format!("{bdev} appears"));
-            let examined = self.m().start(async move { hub.examine(&bdev).await });
+            let examined = self.examine(bdev);
             if self.chance(2) && end != End::Recovering {
                 self.until("examine", |_| examined.borrow().is_some())?;
             }
@@ -114,7 +99,7 @@ impl World {
         self.note(|| format!("{name} is not there"));
         self.m().host.leaving.borrow_mut().insert(name);
         self.devices[d].place = super::events::Place::Away;
-        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.disturb();
         self.met.note("a start without a device");
     }
 
@@ -150,21 +135,21 @@ impl World {
         self.note(|| format!("the end, power cut: {power}"));
         self.forget_resizes();
         self.switch_off();
-        for medium in self.media() {
-            medium.kill(&self.rng);
-            if power {
-                medium.cut_power(&self.rng);
-            }
-        }
+        self.crash_media(power);
         self.oracle.crash(power);
         self.judge_at_rest(sound, &kept, dropping)
+    }
+
+    fn crash_media(&self, power: bool) {
+        let media = self.media().into_iter();
+        media.for_each(|medium| medium.crash(&self.rng, power));
     }
 
     /// A life has ended while flash volumes were about to get another size, or to be removed or made.
     fn forget_resizes(&mut self) {
         for i in 0..self.known.len() {
             if let Some(limit) = self.known[i].limit {
-                self.oracle.give_up(self.known[i].nr, limit);
+                self.oracle.give_up(i, limit);
             }
         }
     }
@@ -214,12 +199,7 @@ impl World {
         }
         self.switch_off();
         let power = self.chance(2);
-        for medium in self.media() {
-            medium.kill(&self.rng);
-            if power {
-                medium.cut_power(&self.rng);
-            }
-        }
+        self.crash_media(power);
         if power || !stopped || !calm {
             self.oracle.crash(power);
         }
@@ -231,8 +211,8 @@ impl World {
         self.note(|| "the last life".into());
         self.switch_on();
         for d in 0..self.devices.len() {
-            let (hub, bdev) = (self.m().hub.clone(), self.bdev(d));
-            self.wait("examine", async move { hub.examine(&bdev).await })?;
+            let examined = self.examine(self.bdev(d));
+            self.until("examine", |_| examined.borrow().is_some())?;
         }
         self.pass(3_000_000)?;
         self.look()?;
@@ -278,7 +258,7 @@ impl World {
             };
         };
         // Its data were given up, in part: by itself it waits for what is not there any more.
-        self.oracle.give_up(self.known[i].nr, 0);
+        self.oracle.give_up(i, 0);
         let params = json!({"name": listed.name, "discard_dirty": true});
         let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_run", params);
         let _ = self.wait("bdev_bcache_run", call)?;
@@ -288,15 +268,5 @@ impl World {
     fn raw_list(&self) -> Value {
         self.ask("bdev_bcache_get_bdevs", Value::Null)
             .unwrap_or_default()
-    }
-
-    /// How long a wait may take, for those that look at it.
-    pub const fn patience_us() -> u64 {
-        PATIENCE_US
-    }
-
-    /// The devices, for a look from outside.
-    pub fn devices(&self) -> Vec<Rc<crate::sim::disk::Medium>> {
-        self.media()
     }
 }

@@ -1,8 +1,8 @@
 //! What befalls the devices of the operator's world.
 //!
 //! A device that is *removed* works until nothing holds it; one that is *torn out* fails at everything
-//! from then on, and may lose what was not flushed. Both come back once nothing holds them, perhaps
-//! with another size, and are examined then. Silence, lag, faults, bad sectors and superblocks that
+//! from then on, and may lose what was not flushed. Both come back once nothing holds them, and are
+//! examined then. Silence, lag, faults, bad sectors and superblocks that
 //! cannot be written last for a while.
 
 use std::rc::Rc;
@@ -32,8 +32,6 @@ pub(super) struct Device {
     torn: bool,
     /// It loses what was not flushed before it comes back.
     loses: bool,
-    /// It is copied now: nothing takes it or its volume down meanwhile.
-    pub(super) is_copied: bool,
     /// Something is wrong with it until then.
     sick_until_us: Option<u64>,
     /// The set that is on it.
@@ -55,7 +53,6 @@ impl Device {
             place: Place::Here,
             torn: false,
             loses: false,
-            is_copied: false,
             sick_until_us: None,
             set: None,
             opens: 0,
@@ -77,7 +74,7 @@ impl Device {
     pub(super) fn is_reborn(&mut self) {
         self.medium.cure();
         self.place = Place::Here;
-        (self.torn, self.loses, self.is_copied) = (false, false, false);
+        (self.torn, self.loses) = (false, false);
         self.sick_until_us = None;
         self.opens = 0;
         self.failed = self.medium.faulted.get();
@@ -116,7 +113,7 @@ impl World {
             }
             Feature::Copies => return self.copy(d),
             Feature::Sizes => self.grow(d),
-            _ if !self.devices[d].is_here() || self.devices[d].is_copied => {}
+            _ if !self.devices[d].is_here() => {}
             Feature::Removals => self.remove(d, false),
             Feature::Tears => self.remove(d, true),
             kind => self.sicken(d, kind),
@@ -127,7 +124,7 @@ impl World {
     /// A device is removed, or torn out.
     pub(super) fn remove(&mut self, d: usize, torn: bool) {
         let (name, medium) = (self.bdev(d), self.devices[d].medium.clone());
-        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.disturb();
         self.note(|| format!("{name} is {}", if torn { "torn out" } else { "removed" }));
         self.end_sickness(d);
         if torn {
@@ -196,8 +193,7 @@ impl World {
         }
         if self.devices[d].loses {
             self.note(|| format!("{name} has lost what was not flushed"));
-            self.devices[d].medium.kill(&self.rng);
-            self.devices[d].medium.cut_power(&self.rng);
+            self.devices[d].medium.crash(&self.rng, true);
             self.volumes_lose(d);
         }
         self.note(|| format!("{name} is back"));
@@ -209,17 +205,17 @@ impl World {
         device.place = Place::Here;
         let machine = self.m();
         machine.host.leaving.borrow_mut().remove(&name);
-        let hub = machine.hub.clone();
-        machine.exec.spawn(async move { hub.examine(&name).await });
+        self.examine(name);
     }
 
     /// What was not flushed may be lost of the volumes of a device.
     fn volumes_lose(&mut self, d: usize) {
         let set = self.devices[d].set.clone();
-        let of =
-            |known: &&super::Known| known.device == Some(d) || set.is_some() && known.set == set;
-        let lose: Vec<usize> = self.known.iter().filter(of).map(|known| known.nr).collect();
-        lose.into_iter().for_each(|nr| self.oracle.may_lose(nr));
+        for (i, known) in self.known.iter().enumerate() {
+            if known.device == Some(d) || set.is_some() && known.set == set {
+                self.oracle.may_lose(i);
+            }
+        }
     }
 
     /// Cache devices that were opened again: what their set did not know durably may be lost, if the
@@ -251,7 +247,7 @@ impl World {
         }
         let name = self.bdev(d);
         let us = self.any(&[20_000, 400_000, 3_000_000, 20_000_000, 70_000_000]);
-        (self.disturbed, self.ever_disturbed) = (true, true);
+        self.disturb();
         self.note(|| format!("{name} has {} for {us} us", kind.name()));
         let medium = self.devices[d].medium.clone();
         let flaws = self.m().host.flaws(&name);
@@ -296,11 +292,11 @@ impl World {
 
     // --- sizes and copies ---
 
-    /// A backing device grows, or, while it is away, shrinks or grows.
+    /// A backing device grows.
     fn grow(&mut self, d: usize) {
         let more = 8 * (1 + self.rng.below(64));
         let device = &self.devices[d];
-        if device.is_fast || device.is_copied || device.medium.sectors() > 40_000 {
+        if device.is_fast || device.medium.sectors() > 40_000 {
             return;
         }
         let (name, medium) = (self.bdev(d), device.medium.clone());
@@ -312,8 +308,8 @@ impl World {
         }
     }
 
-    /// A copy of a device appears, is examined and registered, and goes again. Meanwhile nothing takes
-    /// the device itself down, and it is in use: so the copy must be left alone.
+    /// A copy of a device in use appears, is examined and registered, and goes again: it must be left
+    /// alone. Nothing else is done meanwhile.
     fn copy(&mut self, d: usize) -> Result<(), String> {
         let name = self.bdev(d);
         let used = match self.devices[d].is_fast {
@@ -332,8 +328,8 @@ impl World {
         let copy = self.devices[d].medium.copy_as(&format!("copy-of-{name}"));
         self.note(|| format!("{} appears", copy.name()));
         self.m().plug(&copy);
-        let (hub, bdev) = (self.m().hub.clone(), copy.name().to_string());
-        self.wait("examine", async move { hub.examine(&bdev).await })?;
+        let examined = self.examine(copy.name().to_string());
+        self.until("examine", |_| examined.borrow().is_some())?;
         self.look()?;
         let params = serde_json::json!({"bdev_name": copy.name()});
         let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);

@@ -5,21 +5,17 @@
 
 use serde_json::Value;
 
+use super::World;
 use super::plan::Feature;
-use super::{Known, World};
 use crate::request::Kind;
 use crate::request::lane::Outcome;
-use crate::sim::oracle::{Moment, ZERO, sector_of, values};
+use crate::sim::oracle::{Io, ZERO, data_of, values};
 use crate::sim::stage::HostIo;
+use crate::units::SECTOR_BYTES;
 
 /// A host I/O in flight.
 pub(super) struct Op {
-    pub(super) kind: Kind,
-    /// The volume's place in the list of known ones.
-    pub(super) volume: usize,
-    pub(super) start: u64,
-    pub(super) sectors: u64,
-    pub(super) begun: Moment,
+    pub(super) io: Io,
     pub(super) issued_us: u64,
     durable: bool,
     /// Whether it may fail.
@@ -31,14 +27,13 @@ pub(super) struct Op {
 
 impl Op {
     pub(super) fn describe(&self) -> String {
-        let Op {
+        let Io {
             kind,
             volume,
             start,
             sectors,
             begun,
-            ..
-        } = self;
+        } = self.io;
         match self.is_reset {
             true => format!("a reset of volume {volume}"),
             false => {
@@ -107,10 +102,9 @@ impl World {
 
     /// Sectors of a volume that hosts may use now.
     pub(super) fn usable_sectors(&self, volume: usize) -> u64 {
-        let known: &Known = &self.known[volume];
         let shown = self.listed(volume).map_or(0, |listed| listed.sectors);
-        let size = shown.min(self.oracle.sectors(known.nr));
-        size.min(known.limit.unwrap_or(u64::MAX))
+        let size = shown.min(self.oracle.sectors(volume));
+        size.min(self.known[volume].limit.unwrap_or(u64::MAX))
     }
 
     fn name_of(&self, volume: usize) -> (String, bool) {
@@ -145,32 +139,22 @@ impl World {
         durable: bool,
     ) {
         let (name, shown) = self.name_of(volume);
-        let nr = self.known[volume].nr;
-        let mut memory = Vec::new();
-        let begun = match kind {
-            Kind::Read => {
-                memory.resize(sectors as usize * 512, 0xee);
-                self.oracle.read_begins()
-            }
-            Kind::Write => {
-                memory = self.new_data(nr, start, sectors);
-                let value = self.next_value - 1;
-                self.oracle.write_begins(nr, start, sectors, value, false)
-            }
-            Kind::Flush => self.oracle.tick(),
-            Kind::Unmap => self.oracle.write_begins(nr, start, sectors, ZERO, true),
-            Kind::WriteZeroes => self.oracle.write_begins(nr, start, sectors, ZERO, false),
+        let value = match kind {
+            Kind::Write => self.new_value(sectors),
+            _ => ZERO,
         };
-        let overlaps = |op: &Op| {
-            op.volume == volume
-                && op.kind == kind
-                && op.start < start + sectors
-                && start < op.start + op.sectors
+        let (io, memory) = self.oracle.begins(kind, volume, start, sectors, value);
+        let begun = io.begun;
+        let overlaps = |Op { io: other, .. }: &Op| {
+            other.volume == volume
+                && other.kind == kind
+                && other.start < start + sectors
+                && start < other.start + other.sectors
         };
         if kind == Kind::Write && self.ops.values().any(overlaps) {
             self.met.note("writes that overlap");
         }
-        let io = HostIo {
+        let host_io = HostIo {
             kind,
             start,
             sectors,
@@ -178,8 +162,7 @@ impl World {
             durable,
         };
         let met = self.met_of(volume);
-        let tag = self.m().host.stage.issue(&name, io);
-        let value = self.next_value - 1;
+        let tag = self.m().host.stage.issue(&name, host_io);
         self.note(|| {
             let fua = if durable { " FUA" } else { "" };
             let value = if kind == Kind::Write {
@@ -187,17 +170,13 @@ impl World {
             } else {
                 String::new()
             };
-            format!("io {tag} {kind:?}{fua} {name} (v{nr}) {start}+{sectors}{value} @{begun}")
+            format!("io {tag} {kind:?}{fua} {name} (v{volume}) {start}+{sectors}{value} @{begun}")
         });
         if self.plan.reactors > 1 {
             self.met.note("I/O on several reactors");
         }
         let op = Op {
-            kind,
-            volume,
-            start,
-            sectors,
-            begun,
+            io,
             issued_us: self.now(),
             durable,
             excused: !shown,
@@ -207,30 +186,29 @@ impl World {
         self.ops.insert(tag, op);
     }
 
-    fn new_data(&mut self, nr: usize, start: u64, sectors: u64) -> Vec<u8> {
-        let value = self.next_value;
+    /// What hosts write to so many sectors next.
+    fn new_value(&mut self, sectors: u64) -> u32 {
+        self.written += sectors * SECTOR_BYTES as u64;
         self.next_value += 1;
-        let mut memory = Vec::with_capacity(sectors as usize * 512);
-        for s in start..start + sectors {
-            memory.extend_from_slice(&sector_of(nr, s, value));
-        }
-        self.written += memory.len() as u64;
-        memory
+        self.next_value - 1
     }
 
     fn reset(&mut self, volume: usize) {
         let (name, _) = self.name_of(volume);
         let tag = self.m().host.stage.reset(&name);
         self.note(|| format!("io {tag} reset of {name}"));
-        for op in self.ops.values_mut().filter(|op| op.volume == volume) {
+        for op in self.ops.values_mut().filter(|op| op.io.volume == volume) {
             op.excused = true;
         }
-        let op = Op {
+        let io = Io {
             kind: Kind::Flush,
             volume,
             start: 0,
             sectors: 0,
             begun: 0,
+        };
+        let op = Op {
+            io,
             issued_us: self.now(),
             durable: false,
             excused: true,
@@ -242,22 +220,20 @@ impl World {
 
     /// The host changes the memory of a write that is under way; false when there is none.
     fn change_memory(&mut self) -> bool {
-        let writes = self.ops.iter().filter(|(_, op)| op.kind == Kind::Write);
+        let writes = self.ops.iter().filter(|(_, op)| op.io.kind == Kind::Write);
         let writes: Vec<u64> = writes.map(|(&tag, _)| tag).collect();
         if writes.is_empty() {
             return false;
         }
         let tag = self.any(&writes);
-        let op = &self.ops[&tag];
-        let (nr, start, sectors, begun) =
-            (self.known[op.volume].nr, op.start, op.sectors, op.begun);
-        let memory = self.new_data(nr, start, sectors);
+        let io = self.ops[&tag].io;
+        let value = self.new_value(io.sectors);
+        let memory = data_of(io.volume, io.start, io.sectors, value);
         if !self.m().host.stage.change_memory(tag, &memory) {
             return false;
         }
-        let value = self.next_value - 1;
         self.note(|| format!("io {tag} has other memory, value {value}"));
-        self.oracle.write_changes(nr, start, sectors, begun, value);
+        self.oracle.write_changes(&io, value);
         self.met.note("memory changed under a write");
         true
     }
@@ -282,9 +258,9 @@ impl World {
 
     fn answered(&mut self, tag: u64, op: &Op, outcome: Outcome, data: &[u8]) -> Result<(), String> {
         let ok = outcome == Outcome::Success;
-        let (now_us, nr) = (self.now(), self.known[op.volume].nr);
+        let (now_us, io) = (self.now(), &op.io);
         self.note(|| {
-            let seen = match op.kind {
+            let seen = match io.kind {
                 Kind::Read => format!(" {:?}", values(data)),
                 _ => String::new(),
             };
@@ -298,40 +274,26 @@ impl World {
             return Ok(());
         }
         if ok && !op.met.is_empty() {
-            self.met.note(format!("{:?}{}", op.kind, op.met));
+            self.met.note(format!("{:?}{}", io.kind, op.met));
         }
         if !ok && !op.excused && !self.disturbed {
             return Err(format!("failed: {outcome:?}"));
         }
-        match op.kind {
-            Kind::Read => self
-                .oracle
-                .read_ends(nr, op.start, op.begun, ok.then_some(data)),
-            Kind::Flush => {
-                if ok {
-                    self.known[op.volume].in_doubt &= self.known[op.volume].device.is_none();
-                    self.oracle.flushed(nr, op.begun);
-                }
-                Ok(())
-            }
-            Kind::Write if ok && op.durable => {
-                self.met.note("a durable write");
-                self.oracle
-                    .durable_write_ends(nr, op.start, op.sectors, op.begun);
-                Ok(())
-            }
-            _ => {
-                self.oracle
-                    .write_ends(nr, op.start, op.sectors, op.begun, ok);
-                Ok(())
-            }
+        self.oracle.ends(io, ok.then_some(data))?;
+        if ok && io.kind == Kind::Flush {
+            let known = &mut self.known[io.volume];
+            known.in_doubt &= known.device.is_none();
         }
+        if ok && op.durable {
+            self.met.note("a durable write");
+            self.oracle.is_durable(io);
+        }
+        Ok(())
     }
 
     /// Reads a whole volume.
     pub(super) fn read_all(&mut self, volume: usize) -> Result<(), String> {
-        let (size, nr) = (self.usable_sectors(volume), self.known[volume].nr);
-        let end = size.min(self.oracle.sectors(nr));
+        let end = self.usable_sectors(volume);
         let block = u64::from(self.plan.block_sectors);
         let mut at = 0;
         while at < end {

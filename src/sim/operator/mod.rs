@@ -73,11 +73,9 @@ struct Call {
     absent: BTreeSet<String>,
 }
 
-/// A volume, as the world knows it.
+/// A volume, as the world knows it. Its place in the list of known ones is its number with the oracle.
 struct Known {
     uuid: String,
-    /// Its number with the oracle.
-    nr: usize,
     /// Its backing device; none for one on the cache alone.
     device: Option<usize>,
     /// The set that it is on, or was in last.
@@ -200,16 +198,12 @@ impl World {
     /// The first thing that is wrong.
     pub fn run(&mut self) -> Result<Met, Wrong> {
         let done = self.lives();
-        done.map_err(|why| Wrong {
-            step: self.step,
-            why,
-            log: self.log.iter().cloned().collect(),
-        })?;
+        done.map_err(|why| self.wrong(why))?;
         Ok(std::mem::take(&mut self.met))
     }
 
-    /// What the run did last, and at which step, where it did not end by itself.
-    pub fn wrong(&self, why: String) -> Wrong {
+    /// What is wrong, at which step, and what the run did last.
+    pub(super) fn wrong(&self, why: String) -> Wrong {
         Wrong {
             step: self.step,
             why,
@@ -392,8 +386,9 @@ impl World {
                     ));
                 }
                 self.note(|| format!("{} is volume {}", volume.name, volume.uuid));
+                let nr = self.oracle.add(volume.sectors);
+                assert_eq!(nr, self.known.len());
                 self.known.push(Known {
-                    nr: self.oracle.add(volume.sectors),
                     uuid: volume.uuid,
                     device,
                     set: volume.set,
@@ -416,9 +411,8 @@ impl World {
                     volume.name, volume.backing
                 ));
             }
-            let nr = known.nr;
-            if volume.sectors > self.oracle.sectors(nr) {
-                self.oracle.resize(nr, volume.sectors);
+            if volume.sectors > self.oracle.sectors(i) {
+                self.oracle.resize(i, volume.sectors);
             }
         }
         Ok(())
@@ -514,6 +508,17 @@ impl World {
         running.or_else(|| self.device(bdev).and_then(|d| self.devices[d].set.clone()))
     }
 
+    /// A device does not do what it should, or is not there.
+    fn disturb(&mut self) {
+        (self.disturbed, self.ever_disturbed) = (true, true);
+    }
+
+    /// A device is examined; the slot returned is filled when that has ended.
+    fn examine(&self, bdev: String) -> Slot<()> {
+        let hub = self.m().hub.clone();
+        self.m().start(async move { hub.examine(&bdev).await })
+    }
+
     fn fasts(&self) -> Vec<usize> {
         (0..self.devices.len())
             .filter(|&d| self.devices[d].is_fast)
@@ -521,7 +526,7 @@ impl World {
     }
 
     fn any<T: Clone>(&self, choices: &[T]) -> T {
-        choices[self.rng.below(choices.len() as u64) as usize].clone()
+        self.rng.any(choices).clone()
     }
 
     fn chance(&self, one_in: u64) -> bool {

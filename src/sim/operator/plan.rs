@@ -83,7 +83,7 @@ features! {
     BadSectors "bad-sectors" 15,
     /// Superblocks cannot be written for a while.
     SuperFaults "super-faults" 25,
-    /// Backing devices grow and shrink.
+    /// Backing devices grow.
     Sizes "sizes" 25,
     /// Copies of devices appear.
     Copies "copies" 20,
@@ -171,10 +171,6 @@ pub struct Plan {
     pub events: u64,
 }
 
-fn pick<T: Copy>(rng: &Rng, choices: &[T]) -> T {
-    choices[rng.below(choices.len() as u64) as usize]
-}
-
 impl Plan {
     /// The plan of a seed, with what is left out.
     pub fn from_seed(seed: u64, off: &BTreeSet<Feature>) -> Plan {
@@ -186,14 +182,14 @@ impl Plan {
         let drawn: BTreeSet<Feature> = drawn.collect();
         let on: BTreeSet<Feature> = drawn.difference(off).copied().collect();
         let has = |feature| on.contains(&feature);
-        let block_sectors = pick(&rng, &[1, 1, 8]);
+        let block_sectors = *rng.any(&[1, 1, 8]);
         let fast = (0..2).map(|_| fast(&rng, block_sectors));
         let fast: Vec<FastPlan> = fast.collect();
         let volumes = 1 + rng.below(3) as usize;
         let slow = (0..5)
             .map(|_| 4096 + rng.below(4) * 2048)
             .collect::<Vec<u64>>();
-        let blanks = if has(Feature::Blanks) { 2 } else { 0 };
+        let blanks = blanks(&on);
         let ends = [
             End::Stop,
             End::Kill,
@@ -201,7 +197,7 @@ impl Plan {
             End::Power,
             End::Recovering,
         ];
-        let ends = (0..2 + rng.below(3)).map(|_| pick(&rng, &ends));
+        let ends = (0..2 + rng.below(3)).map(|_| *rng.any(&ends));
         let allowed = |end: End| match end {
             End::Stop => end,
             End::Kill if !has(Feature::Kills) => End::Stop,
@@ -216,16 +212,16 @@ impl Plan {
             slow_sectors: slow[..volumes + blanks].to_vec(),
             block_sectors,
             reactors: if has(Feature::Reactors) { reactors } else { 1 },
-            steps: pick(&rng, &[40, 120, 120, 300]),
-            depth: pick(&rng, &[1, 4, 12, 32]),
-            burst: pick(&rng, &[2, 6, 6, 30]),
-            io_sectors_max: pick(&rng, &[8, 8, 64, 256]),
-            reads: pick(&rng, &[10, 40, 70]),
-            flushes: pick(&rng, &[0, 4, 12]),
-            hot: pick(&rng, &[0, 50, 95]),
-            unmapped: pick(&rng, &[Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture]),
-            calls: pick(&rng, &[5, 20, 40]),
-            events: pick(&rng, &[2, 8, 20]),
+            steps: *rng.any(&[40, 120, 120, 300]),
+            depth: *rng.any(&[1, 4, 12, 32]),
+            burst: *rng.any(&[2, 6, 6, 30]),
+            io_sectors_max: *rng.any(&[8, 8, 64, 256]),
+            reads: *rng.any(&[10, 40, 70]),
+            flushes: *rng.any(&[0, 4, 12]),
+            hot: *rng.any(&[0, 50, 95]),
+            unmapped: *rng.any(&[Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture]),
+            calls: *rng.any(&[5, 20, 40]),
+            events: *rng.any(&[2, 8, 20]),
             on,
         }
     }
@@ -237,15 +233,19 @@ impl Plan {
 
     /// How many of the backing devices are blank when the run begins to be one.
     pub fn blanks(&self) -> usize {
-        if self.has(Feature::Blanks) { 2 } else { 0 }
+        blanks(&self.on)
     }
+}
+
+fn blanks(on: &BTreeSet<Feature>) -> usize {
+    if on.contains(&Feature::Blanks) { 2 } else { 0 }
 }
 
 fn fast(rng: &Rng, block_sectors: u32) -> FastPlan {
     let bucket_kb = match rng.below(80) {
-        0 => pick(rng, &[256, 512, 1024]),
+        0 => *rng.any(&[256, 512, 1024]),
         1..=4 => 128,
-        _ => pick(rng, &[4, 8, 8, 16, 16, 32, 64]),
+        _ => *rng.any(&[4, 8, 8, 16, 16, 32, 64]),
     };
     // A bucket of one block is refused, and so is a journal of fewer blocks than sixteen.
     let bucket_kb = if block_sectors == 8 {
@@ -256,7 +256,7 @@ fn fast(rng: &Rng, block_sectors: u32) -> FastPlan {
     let least = (2048 / bucket_kb).max(128);
     let blocks = bucket_kb * 2 / u64::from(block_sectors);
     let least = if blocks < 8 { least.max(512) } else { least };
-    let nbuckets = least * pick(rng, &[1, 1, 2, 4]);
+    let nbuckets = least * *rng.any(&[1, 1, 2, 4]);
     // Of large buckets few, so that a run is quick.
     let most = if bucket_kb >= 64 { 128 } else { 1024 };
     FastPlan {

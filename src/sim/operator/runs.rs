@@ -3,17 +3,15 @@
 //! A run that fails is shrunk: first the features are switched off one by one, then steps are left out,
 //! halves first. What is printed replays with `OPERATOR_SEED`, `OPERATOR_OFF` and `OPERATOR_SKIP`.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::met::Met;
 use super::plan::{Cut, Feature, Plan};
 use super::{World, Wrong};
+use crate::sim::seeds::{each, panic_text};
 
 /// Runs that shrinking may take.
 const TRIES: u64 = 160;
@@ -95,11 +93,7 @@ pub fn live(seed: u64, cut: &Cut) -> Result<Met, Failure> {
     let plan = Plan::from_seed(seed, &cut.off);
     let mut world = World::new(plan, cut.clone());
     let run = catch_unwind(AssertUnwindSafe(|| world.run()));
-    let text = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
-        Ok(text) => format!("panic: {text}"),
-        Err(panic) => format!("panic: {:?}", panic.downcast::<&str>().ok()),
-    };
-    let done = run.unwrap_or_else(|panic| Err(world.wrong(text(panic))));
+    let done = run.unwrap_or_else(|panic| Err(world.wrong(panic_text(panic))));
     // What a panic left half done may panic again when it is dropped.
     let dropped = catch_unwind(AssertUnwindSafe(move || drop(world)));
     drop(dropped);
@@ -168,28 +162,15 @@ pub fn live_all(
     cut: &Cut,
     note: impl Fn(&Result<Met, Failure>) + Sync,
 ) -> (Met, Vec<Failure>) {
-    let next = AtomicU64::new(seeds.start);
-    let all = Mutex::new((Met::default(), Vec::new()));
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let done = live(seed, cut);
-            note(&done);
-            let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
-            match done {
-                Ok(met) => all.0.add(&met),
-                Err(failure) => all.1.push(failure),
-            }
-        }
+    let (mut met, mut failed) = (Met::default(), Vec::new());
+    let one = |seed| {
+        let done = live(seed, cut);
+        note(&done);
+        done
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
+    each(seeds, one, |done| match done {
+        Ok(other) => met.add(&other),
+        Err(failure) => failed.push(failure),
     });
-    all.into_inner().unwrap_or_else(|e| e.into_inner())
+    (met, failed)
 }

@@ -19,7 +19,7 @@ use crate::sim::check;
 use crate::sim::disk::Medium;
 use crate::sim::kernel::judge::{Judged, judge_media};
 use crate::sim::machine::Machine;
-use crate::sim::oracle::Oracle;
+use crate::sim::oracle::{Oracle, ZERO};
 use crate::units::Uuid;
 
 /// Turns that a second machine may take to start.
@@ -40,8 +40,7 @@ impl World {
         let rng = Rc::new(Rng::new(self.rng.next()));
         let media: Vec<Rc<Medium>> = self.devices.iter().map(|d| d.medium.fork()).collect();
         for medium in &media {
-            medium.kill(&rng);
-            medium.cut_power(&rng);
+            medium.crash(&rng, true);
         }
         let mut oracle = self.oracle.clone();
         oracle.crash(true);
@@ -117,17 +116,14 @@ impl World {
                     medium.name()
                 ));
             }
-            let set = check::set_uuid(medium);
+            let set = check::cache_super(medium).map(|sb| sb.set_uuid.to_string());
             let judged: Vec<Judged> = kept
                 .iter()
                 .filter(|&&i| self.known[i].set == set)
                 .filter(|&&i| !self.disturbed || self.says_member(i, media, medium))
                 .filter_map(|&i| {
                     let uuid = Uuid::parse(&self.known[i].uuid)?;
-                    Some(Judged {
-                        nr: self.known[i].nr,
-                        uuid,
-                    })
+                    Some(Judged { nr: i, uuid })
                 })
                 .collect();
             judge_media(medium, &slow, &judged, oracle)
@@ -177,7 +173,7 @@ impl World {
             let (hub, bdev) = (machine.hub.clone(), medium.name().to_string());
             run(&machine, async move { hub.examine(&bdev).await })?;
         }
-        for known in &self.known {
+        for (nr, known) in self.known.iter().enumerate() {
             let call = rpc::call(machine.hub.clone(), "bdev_bcache_get_bdevs", Value::Null);
             let list = run(&machine, call)?.map_err(|e| e.message)?;
             let listed = list.as_array().into_iter().flatten();
@@ -196,7 +192,7 @@ impl World {
                 }
             }
             let sectors = listed["size_bytes"].as_u64().unwrap_or(0) / 512;
-            read_some(&machine, &name, known.nr, sectors, &mut oracle, &rng)
+            read_some(&machine, &name, nr, sectors, &mut oracle, &rng)
                 .map_err(|why| format!("without {without:?}: {why}"))?;
         }
         machine.die();
@@ -232,8 +228,8 @@ fn read_some(
     let mut at = 0;
     while at < end {
         let n = step.min(end - at);
-        let begun = oracle.read_begins();
-        let tag = machine.issue(name, Kind::Read, at, vec![0xee; n as usize * 512], n);
+        let (io, memory) = oracle.begins(Kind::Read, nr, at, n, ZERO);
+        let tag = machine.issue(name, Kind::Read, at, memory, n);
         for _ in 0..TURNS {
             if machine.has_ended(tag) {
                 break;
@@ -244,7 +240,7 @@ fn read_some(
         if outcome != Outcome::Success {
             return Err(format!("a read of {n} sectors at {at} of {name} fails"));
         }
-        oracle.read_ends(nr, at, begun, Some(&data))?;
+        oracle.ends(&io, Some(&data))?;
         at += n;
     }
     Ok(())

@@ -5,7 +5,7 @@ use crate::format::superblock::CacheMode;
 use crate::request::Kind;
 use crate::request::lane::Outcome;
 use crate::sim::lane::SimIo;
-use crate::sim::oracle::{ZERO, sector_of, values};
+use crate::sim::oracle::values;
 use crate::sim::plan::End;
 use crate::units::Sector;
 
@@ -130,35 +130,16 @@ impl World {
         let reactor = self.rng.below(self.plan.reactors as u64) as usize;
         let tag = self.next_tag;
         self.next_tag += 1;
-        let (mut memory, oracle) = (Vec::new(), &mut self.oracle);
-        let begun = match kind {
-            Kind::Read => {
-                memory.resize(sectors as usize * 512, 0xee);
-                oracle.read_begins()
-            }
-            Kind::Write => {
-                let value = self.next_value;
-                self.next_value += 1;
-                for s in start..start + sectors {
-                    memory.extend_from_slice(&sector_of(volume, s, value));
-                }
-                oracle.write_begins(volume, start, sectors, value, false)
-            }
-            Kind::Flush => oracle.tick(),
-            Kind::Unmap => oracle.write_begins(volume, start, sectors, ZERO, true),
-            Kind::WriteZeroes => oracle.write_begins(volume, start, sectors, ZERO, false),
-        };
-        let value = self.next_value - 1;
+        let value = self.next_value;
+        self.next_value += u32::from(kind == Kind::Write);
+        let (op, memory) = self.oracle.begins(kind, volume, start, sectors, value);
+        let begun = op.begun;
         self.trace(|| {
             let value = if kind == Kind::Write { value } else { 0 };
             format!("#{tag} {kind:?} v{volume} {start}+{sectors} r{reactor} value {value} @{begun}")
         });
         let op = Op {
-            kind,
-            volume,
-            start,
-            sectors,
-            begun,
+            io: op,
             issued_us: life.sched.now_us(),
         };
         life.ops.insert(tag, op);
@@ -193,37 +174,23 @@ impl World {
         let ok = outcome == Outcome::Success;
         self.report.ops += 1;
         self.trace(|| {
-            let values = match op.kind {
+            let values = match op.io.kind {
                 Kind::Read => values(&io.host().memory.borrow()),
                 _ => Vec::new(),
             };
-            format!("#{tag} {:?} answered {outcome:?} {values:?}", op.kind)
+            format!("#{tag} {:?} answered {outcome:?} {values:?}", op.io.kind)
         });
         self.report.failed += u64::from(!ok);
-        let no_space = self.plan.outgrown && op.kind == Kind::Write && outcome == Outcome::NoSpace;
+        let no_space =
+            self.plan.outgrown && op.io.kind == Kind::Write && outcome == Outcome::NoSpace;
         if !ok && !no_space && !self.may_fail() {
             let why = life.set.as_ref().and_then(|set| set.latch.why());
-            return Err(format!("#{tag} {:?} failed; the set: {why:?}", op.kind));
+            return Err(format!("#{tag} {:?} failed; the set: {why:?}", op.io.kind));
         }
-        match op.kind {
-            Kind::Read => {
-                let memory = io.host().memory.borrow();
-                let data = (ok && !self.plan.lies).then_some(&memory[..]);
-                self.oracle
-                    .read_ends(op.volume, op.start, op.begun, data)
-                    .map_err(|why| format!("#{tag}: {why}"))
-            }
-            Kind::Flush => {
-                if ok {
-                    self.oracle.flushed(op.volume, op.begun);
-                }
-                Ok(())
-            }
-            Kind::Write | Kind::Unmap | Kind::WriteZeroes => {
-                self.oracle
-                    .write_ends(op.volume, op.start, op.sectors, op.begun, ok);
-                Ok(())
-            }
-        }
+        let memory = io.host().memory.borrow();
+        let believed = ok && !(self.plan.lies && op.io.kind == Kind::Read);
+        self.oracle
+            .ends(&op.io, believed.then_some(&memory[..]))
+            .map_err(|why| format!("#{tag}: {why}"))
     }
 }
