@@ -462,3 +462,89 @@ fn write_back_that_fails_counts_and_forgets_nothing() {
     assert!(machine.holds("Vol0", 0, 64, 7));
     machine.die();
 }
+
+/// A write-back volume of two blank devices with some dirty data, written back by request alone.
+fn asked_alone() -> (Rc<Medium>, Machine) {
+    let (fast, slow) = (blank("fast"), blank("slow"));
+    let machine = Machine::new(&[&fast, &slow]);
+    let made = machine.create("fast", "slow", json!({"mode": "writeback"}));
+    made.expect("two blank devices");
+    let params = json!({"name": "Vol0", "writeback_running": false});
+    machine.must("bdev_bcache_set_options", params);
+    assert_eq!(machine.write("Vol0", 0, 64, 7), Outcome::Success);
+    (slow, machine)
+}
+
+fn flush_status(machine: &Machine) -> serde_json::Value {
+    machine.must("bdev_bcache_flush_status", json!({"name": "Vol0"}))
+}
+
+#[test]
+fn a_flush_by_request_has_not_ended_while_its_last_round_is_under_way() {
+    let (slow, machine) = asked_alone();
+    // A round fails and is done again: that one waits for the device.
+    slow.faults.set(NO_WRITE);
+    machine.must("bdev_bcache_flush_start", json!({"name": "Vol0"}));
+    machine.pass(500_000);
+    slow.faults.take();
+    machine.host.silence("slow").set(true);
+    machine.pass(5_000_000);
+    let status = flush_status(&machine);
+    assert_eq!(status["in_progress"], true, "{status}");
+    machine.host.silence("slow").set(false);
+    machine.until("the flush", || {
+        flush_status(&machine)["in_progress"] == false
+    });
+    let status = flush_status(&machine);
+    assert_eq!(status["dirty_bytes"], 0, "{status}");
+    machine.die();
+}
+
+#[test]
+fn a_flush_by_request_has_not_ended_after_rounds_that_failed() {
+    for failing in [NO_WRITE, NO_FLUSH] {
+        let (slow, machine) = asked_alone();
+        slow.faults.set(failing);
+        machine.must("bdev_bcache_flush_start", json!({"name": "Vol0"}));
+        // Two rounds, of which each is a whole pass.
+        machine.pass(2_500_000);
+        let status = flush_status(&machine);
+        assert_eq!(status["in_progress"], true, "{status}");
+        slow.faults.take();
+        machine.until("the flush", || {
+            flush_status(&machine)["in_progress"] == false
+        });
+        let status = flush_status(&machine);
+        assert_eq!(
+            (&status["dirty_bytes"], &status["failure"]),
+            (&json!(0), &json!(null))
+        );
+        machine.die();
+    }
+}
+
+#[test]
+fn a_flush_by_request_that_left_what_cannot_be_read_says_so_beside_new_writes() {
+    let (_, machine) = asked_alone();
+    let set = machine.hub.sets().remove(0);
+    let mut at = None;
+    set.tree.scan(Inode(0), Sector(0), Sector::MAX, &mut |e| {
+        at = Some(e.at);
+        false
+    });
+    let at = at.expect("dirty data");
+    drop(set);
+    machine.spoil("fast", at, at + 64);
+    assert_eq!(machine.write("Vol0", 128, 8, 8), Outcome::Success);
+    machine.must("bdev_bcache_flush_start", json!({"name": "Vol0"}));
+    for i in 0.. {
+        if flush_status(&machine)["in_progress"] == false {
+            break;
+        }
+        assert!(i < 100_000, "it hangs");
+        machine.write("Vol0", 128 + i % 64 * 8, 8, 9);
+    }
+    let status = flush_status(&machine);
+    assert_ne!(status["failure"], json!(null), "{status}");
+    machine.die();
+}

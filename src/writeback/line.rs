@@ -17,7 +17,7 @@ const BACKOFF_US: u64 = 1_000_000;
 pub struct Line {
     /// Where the next round begins.
     pub cursor: Cell<Sector>,
-    /// Passes over the volume that have ended.
+    /// Passes over the volume that have ended, with their last rounds.
     pub passes: Cell<u64>,
     /// Dirty sectors met in this pass that lie beyond the end of the backing device.
     beyond: Cell<u64>,
@@ -46,8 +46,9 @@ impl Line {
         now_us.saturating_sub(self.changed_us.get())
     }
 
-    /// A part of a pass has ended that met so many dirty sectors beyond the end of the device; the next
-    /// part begins at `next`, at the start of the volume when there is none.
+    /// A round looked at a part of the volume and met so many dirty sectors beyond the end of the device;
+    /// the next part begins at `next`, at the start of the volume when there is none: the round is the
+    /// last of its pass.
     pub fn looked(&self, volume: &Volume, beyond: u64, next: Option<Sector>) {
         let before = match self.cursor.get() {
             Sector(0) => 0,
@@ -56,10 +57,14 @@ impl Line {
         self.beyond.set(before + beyond);
         self.cursor.set(next.unwrap_or(Sector(0)));
         if next.is_none() {
-            self.passes.set(self.passes.get() + 1);
             let whole = (end_of(volume), volume.activity.get(), self.beyond.get());
             self.out_of_reach.set(Some(whole));
         }
+    }
+
+    /// The last round of a pass has ended.
+    pub fn pass_ended(&self) {
+        self.passes.set(self.passes.get() + 1);
     }
 
     /// Dirty sectors beyond the end of the backing device, as far as they are known: it has shrunk.

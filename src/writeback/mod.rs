@@ -249,19 +249,26 @@ impl Writeback {
     }
 
     /// Writes back everything that is dirty now, however much comes meanwhile: two passes over the
-    /// volume, for the first may have begun in its middle.
+    /// volume without a failure, for the first may have begun in its middle.
     ///
     /// # Errors
     /// The set stopped, the volume was removed from it, or one of the devices fails.
     pub async fn clean_pass(&self, volume: &Volume) -> Result<(), IoError> {
         let (line, _wanted) = (self.line(volume), self.want(volume));
-        let (upto, failures) = (line.passes.get() + 2, line.failures.get());
+        let failures = line.failures.get();
+        let (mut failed, mut since) = (failures, line.passes.get());
         let is_left = || self.owner.tree.dirty_sectors(volume.inode) <= line.out_of_reach(volume);
-        while !is_left() && line.passes.get() < upto {
+        while !is_left() && line.passes.get() < since + 2 {
             self.check(&line, volume, failures)?;
             self.moved.wait().await;
+            if line.failures.get() > failed {
+                (failed, since) = (line.failures.get(), line.passes.get());
+            }
         }
-        Ok(())
+        match self.resting_sectors(&line, volume) {
+            0 => Ok(()),
+            _ => Err(IoError::Failed),
+        }
     }
 
     /// Whether it makes sense to wait for a volume to be written back, which had so many failures

@@ -43,8 +43,9 @@ impl Writeback {
         (ROUND_SECTORS / self.at_work.get().max(1) as u64).max(ROUND_SECTORS_LEAST)
     }
 
-    /// The next dirty extents behind the cursor, each within one run.
-    fn gather(&self, line: &Line, volume: &Volume) -> Vec<Run> {
+    /// The next dirty extents behind the cursor, each within one run, and whether they are the last of a
+    /// pass.
+    fn gather(&self, line: &Line, volume: &Volume) -> (Vec<Run>, bool) {
         let tree = &self.owner.tree;
         let (resting, now_us) = (line.resting.borrow(), self.exec.now_us());
         let most = self.round_sectors();
@@ -73,13 +74,22 @@ impl Writeback {
             true
         });
         line.looked(volume, beyond, next);
-        join_runs(found)
+        (join_runs(found), next.is_none())
     }
 
     /// One round; false when nothing could be taken behind the cursor: what is dirty there rests, or
     /// is held by a write past the cache.
     pub(super) async fn round(&self, line: &Line, volume: &Rc<Volume>) -> bool {
-        let mut runs = self.gather(line, volume);
+        let (runs, is_last) = self.gather(line, volume);
+        let taken = self.carry(line, volume, runs).await;
+        if is_last {
+            line.pass_ended();
+        }
+        taken
+    }
+
+    /// Carries runs to the backing device, and marks them clean; false when none can be taken.
+    async fn carry(&self, line: &Line, volume: &Rc<Volume>, mut runs: Vec<Run>) -> bool {
         let Some(disk) = volume.backing.clone() else {
             return false;
         };
