@@ -359,6 +359,11 @@ fn nothing_takes_the_name_of_a_volume_on_the_cache_alone_that_is_not_up() {
     machine.must("bdev_bcache_delete", json!({"name": "Fla0"}));
     let refused = [
         machine.create("fast", "blank", json!({"name": "Fla0"})),
+        machine.create(
+            "fast",
+            "blank",
+            json!({"name": "Fla0", "discard_dirty": true}),
+        ),
         machine.call("bdev_bcache_create_flash_volume", flash),
     ];
     for answer in refused {

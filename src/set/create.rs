@@ -13,6 +13,7 @@ use super::error::SetError;
 use super::format::{self, Content, Permission};
 use super::hub::Hub;
 use super::join::check_blocks;
+use super::members::Member;
 use super::turns::Place;
 use super::volume::{Backing, Volume};
 use crate::disk::Disk;
@@ -267,17 +268,15 @@ impl Hub {
     }
 
     /// Refuses to take the name of an absent volume of which a running set, or `set`, has dirty data,
-    /// unless these may be lost.
+    /// unless these may be lost. Those of a volume on its set alone are never given up so.
     fn check_absent(
         &self,
         c: &Create,
         own: Uuid,
         set: Option<&Rc<CacheSet>>,
     ) -> Result<(), SetError> {
-        if c.may.discard_dirty {
-            return Ok(());
-        }
-        self.check_name_of_absent(set, &c.name, Some(own))
+        let keeps = |member: &Member| member.is_flash || !c.may.discard_dirty;
+        self.check_name_of_absent(set, &c.name, Some(own), keeps)
     }
 
     /// Whether the very volume runs already.

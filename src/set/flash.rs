@@ -35,7 +35,7 @@ impl Hub {
         set.check_open()?;
         let label = format::label(name)?;
         self.check_name(name)?;
-        self.check_name_of_absent(Some(&set), name, None)?;
+        self.check_name_of_absent(Some(&set), name, None, |_| true)?;
         let sectors = flash_sectors(&set, size_mb, None)?;
         let inode = set
             .free_uuid()

@@ -419,7 +419,7 @@ impl Hub {
     }
 
     /// Refuses a new volume under the name of an absent one whose dirty data `set`, or any running
-    /// set, has. `uuid` is the new volume's own, if it has one.
+    /// set, has. `uuid` is the new volume's own, if it has one; `keeps` tells of which the data must stay.
     ///
     /// # Errors
     /// [`SetError::AbsentVolume`].
@@ -428,9 +428,11 @@ impl Hub {
         set: Option<&Rc<CacheSet>>,
         name: &str,
         uuid: Option<Uuid>,
+        keeps: impl Fn(&Member) -> bool,
     ) -> Result<(), SetError> {
         let mut absent = self.absent(set, name, uuid);
-        match absent.next().filter(|_| !canary::has(Bug::NameOfAbsent)) {
+        let kept = absent.find(|(_, member)| keeps(member));
+        match kept.filter(|_| !canary::has(Bug::NameOfAbsent)) {
             Some((set, member)) => Err(SetError::AbsentVolume {
                 name: name.into(),
                 is_flash: member.is_flash,

@@ -462,6 +462,18 @@ def test_deleting_a_flash_volume(shared, flash):
     assert shared.call("bdev_bcache_delete_flash_volume", name=flash, discard_dirty=True, limit=60) is True
 
 
+def test_name_of_a_flash_volume_that_is_not_up(shared, folder, pair, flash):
+    shared.call("bdev_bcache_delete", name=flash, limit=60)
+    blank = images.sparse(folder / "blank.img", 128 * MIB)
+    volume.aio(shared, "blank", blank)
+    before = digest(blank)
+    for words in ({}, {"force": True}, {"force": True, "discard_dirty": True}):
+        refused(shared, "bdev_bcache_create", name=flash, cache_bdev=pair.cache_bdev, backing_bdev="blank", **words)
+    assert digest(blank) == before
+    register(shared, pair.cache_bdev)
+    assert volume.volume(shared, flash)["running"]
+
+
 def test_shrinking_a_flash_volume(shared, flash):
     refused(shared, "bdev_bcache_resize_flash_volume", name=flash, size_mb=1)
     assert volume.volume(shared, flash)["size_bytes"] == 4 * MIB
