@@ -192,6 +192,12 @@ void bcache_free_io(struct spdk_bdev_io *bdev_io);
 struct spdk_bdev *bcache_volume_new(const struct bcache_volume_info *info);
 void bcache_volume_free(struct spdk_bdev *bdev);
 
+/*
+ * Gives a registered volume another name than it has. Those that it had find it, too, until it is unregistered,
+ * and may become its name again. -EEXIST: another bdev has the name.
+ */
+int bcache_volume_rename(struct spdk_bdev *bdev, const char *name);
+
 /* Tells the bdev layer and who has the volume open that its size changed. */
 int bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks);
 

@@ -250,19 +250,41 @@ static const struct spdk_bdev_fn_table g_volume_fns = {
 	.write_config_json = volume_write_config_json,
 };
 
+/* A name that a volume has or had. Other threads read a bdev's name without a lock, and may keep it. */
+struct volume_name {
+	struct volume_name *older;
+	char text[];
+};
+
+struct volume_bdev {
+	struct spdk_bdev bdev;
+	struct volume_name *names;
+};
+
+static struct volume_name *
+keep_name(struct volume_bdev *volume, const char *text)
+{
+	struct volume_name *name = malloc(sizeof(*name) + strlen(text) + 1);
+
+	if (name != NULL) {
+		strcpy(name->text, text);
+		name->older = volume->names;
+		volume->names = name;
+	}
+	return name;
+}
+
 struct spdk_bdev *
 bcache_volume_new(const struct bcache_volume_info *info)
 {
-	struct spdk_bdev *bdev = calloc(1, sizeof(*bdev));
+	struct volume_bdev *volume = calloc(1, sizeof(*volume));
+	struct spdk_bdev *bdev = (struct spdk_bdev *)volume;
 
-	if (bdev == NULL) {
+	if (volume == NULL || keep_name(volume, info->name) == NULL) {
+		free(volume);
 		return NULL;
 	}
-	bdev->name = strdup(info->name);
-	if (bdev->name == NULL) {
-		free(bdev);
-		return NULL;
-	}
+	bdev->name = volume->names->text;
 	bdev->product_name = "bcache";
 	bdev->write_cache = 1;
 	bdev->blocklen = info->block_bytes;
@@ -283,8 +305,50 @@ bcache_volume_new(const struct bcache_volume_info *info)
 void
 bcache_volume_free(struct spdk_bdev *bdev)
 {
-	free(bdev->name);
-	free(bdev);
+	struct volume_bdev *volume = SPDK_CONTAINEROF(bdev, struct volume_bdev, bdev);
+	struct volume_name *name;
+
+	while ((name = volume->names) != NULL) {
+		volume->names = name->older;
+		free(name);
+	}
+	free(volume);
+}
+
+int
+bcache_volume_rename(struct spdk_bdev *bdev, const char *text)
+{
+	struct spdk_bdev *holder = spdk_bdev_get_by_name(text);
+	char *old = bdev->name;
+	struct volume_name *name;
+	int rc = 0;
+
+	if (holder != NULL && holder != bdev) {
+		return -EEXIST;
+	}
+	name = keep_name(SPDK_CONTAINEROF(bdev, struct volume_bdev, bdev), text);
+	if (name == NULL) {
+		return -ENOMEM;
+	}
+#if SINCE(21, 7)
+	/* Found in a tree by the name that it was registered under and by aliases: the new one is one. */
+	if (holder == NULL) {
+		rc = spdk_bdev_alias_add(bdev, text);
+	}
+	if (rc == 0) {
+		__atomic_store_n(&bdev->name, name->text, __ATOMIC_RELEASE);
+	}
+#else
+	if (holder != NULL) {
+		spdk_bdev_alias_del(bdev, text);
+	}
+	__atomic_store_n(&bdev->name, name->text, __ATOMIC_RELEASE);
+	rc = spdk_bdev_alias_add(bdev, old);
+	if (rc != 0) {
+		__atomic_store_n(&bdev->name, old, __ATOMIC_RELEASE);
+	}
+#endif
+	return rc;
 }
 
 int

@@ -21,7 +21,7 @@ use spdk_bcache::request::Kind;
 use spdk_bcache::request::front::Front;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::request::owner::Volume;
-use spdk_bcache::request::volume::VolumeShared;
+use spdk_bcache::request::volume::{Name, VolumeShared};
 use spdk_bcache::rng::Rng;
 use spdk_bcache::set::cache::{CacheSet, read_super};
 use spdk_bcache::set::volume::Backing;
@@ -162,7 +162,7 @@ impl Engine {
         let volume = set.add_volume(inode, backing.as_ref());
         volume.unflushed.fronts_exchanged();
         let shared = Arc::new(VolumeShared::new(
-            format!("volume{i}"),
+            Name::new(format!("volume{i}")),
             uuid,
             set.superblock().block_sectors.into(),
             media.expected[i].len() as u64,

@@ -41,10 +41,10 @@ fn dirty_data_of_another_set_are_not_lost_unasked() {
     let waiting = machine.hub.volumes();
     let waiting = waiting
         .iter()
-        .find(|v| v.name != "Other")
+        .find(|v| v.name() != "Other")
         .expect("it waits");
     let before = slow.bytes();
-    let attach = json!({"name": waiting.name, "set": set});
+    let attach = json!({"name": waiting.name(), "set": set});
     let refused = machine
         .call("bdev_bcache_attach", attach)
         .expect_err("dirty");
@@ -61,12 +61,7 @@ fn dirty_data_of_another_set_are_not_lost_unasked() {
     let both = json!({"force": true, "discard_dirty": true});
     let made = machine.create("fast2", "slow", both);
     made.expect("it was said twice");
-    let names: Vec<String> = machine
-        .hub
-        .volumes()
-        .iter()
-        .map(|v| v.name.clone())
-        .collect();
+    let names: Vec<String> = machine.hub.volumes().iter().map(|v| v.name()).collect();
     assert_eq!(names, ["Other", "Vol0"]);
     assert_eq!(backing_super(&slow).state(), BackingState::Clean);
     assert_eq!(json!(backing_super(&slow).set_uuid.to_string()), set);

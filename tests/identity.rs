@@ -49,7 +49,7 @@ fn stop(machine: Machine) {
         machine.must("bdev_bcache_stop_set", set);
     }
     for volume in machine.hub.volumes() {
-        machine.must("bdev_bcache_delete", json!({"name": volume.name}));
+        machine.must("bdev_bcache_delete", json!({"name": volume.name()}));
     }
     machine.die();
 }
@@ -230,6 +230,33 @@ fn an_older_copy_in_the_place_of_the_device_is_refused() {
     let said = json!({"force": true, "discard_dirty": true});
     machine.create("fast", "slow", said).expect("it was said");
     machine.die();
+}
+
+#[test]
+fn a_copy_from_before_the_last_start_is_refused_clean_or_dirty() {
+    for is_dirty in [true, false] {
+        let (fast, slow, machine) = dirty();
+        if !is_dirty {
+            let on = json!({"name": "Vol0", "writeback_running": true});
+            machine.must("bdev_bcache_set_options", on);
+            machine.must("bdev_bcache_flush_start", json!({"name": "Vol0"}));
+            machine.until("write-back", || machine.volume()["state"] == "clean");
+        }
+        stop(machine);
+        let old = Medium::with_bytes("slow", slow.bytes(), 1);
+        let machine = appeared(&[&fast, &slow]);
+        machine.pass(1_000_000);
+        assert_eq!(machine.write("Vol0", 0, 64, 8), Outcome::Success);
+        stop(machine);
+        let machine = appeared(&[&fast, &old]);
+        assert_eq!(running(&machine), pairs(&[]), "dirty: {is_dirty}");
+        let why = message(machine.register("slow"));
+        assert!(why.contains("older"), "{why}");
+        assert_eq!(old.writes.get(), 0);
+        let machine = appeared(&[&fast, &slow]);
+        assert!(machine.holds("Vol0", 0, 64, 8));
+        machine.die();
+    }
 }
 
 /// The devices of a volume that ran on a bdev of kind `raid`, of a set on a bdev of kind `split`.

@@ -1,5 +1,6 @@
 //! What all reactors share of a volume and of its cache set.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -92,10 +93,37 @@ pub struct Attached {
     pub changes: Arc<AtomicU64>,
 }
 
+/// The name of a volume and its bdev: one cell for all that show or log it, which a rename changes.
+#[derive(Clone)]
+pub struct Name(Arc<Mutex<String>>);
+
+impl Name {
+    /// A volume's first name.
+    pub fn new(name: String) -> Name {
+        Name(Arc::new(Mutex::new(name)))
+    }
+
+    /// The name now.
+    pub fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Changes it everywhere.
+    pub fn set(&self, name: &str) {
+        *self.0.lock().unwrap_or_else(|e| e.into_inner()) = name.into();
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+}
+
 /// What all reactors share of a volume. A volume that is attached or detached gets a new one.
 pub struct VolumeShared {
     /// The bdev's name.
-    pub name: String,
+    pub name: Name,
     /// The volume's UUID.
     pub uuid: Uuid,
     /// Sectors in a block of the volume.
@@ -117,7 +145,7 @@ impl VolumeShared {
     /// A volume of so many sectors.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        name: String,
+        name: Name,
         uuid: Uuid,
         block_sectors: u32,
         size_sectors: u64,

@@ -102,7 +102,7 @@ pub(super) async fn unregister_status(hub: Rc<Hub>, args: Args) -> Answer {
     Ok(json!({
         "in_progress": set.unregistering.is_running(),
         "failure": set.unregistering.failure(),
-        "volumes": left.clone().map(|volume| volume.name.clone()).collect::<Vec<_>>(),
+        "volumes": left.clone().map(|volume| volume.name()).collect::<Vec<_>>(),
         "dirty_bytes": left.map(|volume| volume.dirty_bytes()).sum::<u64>(),
     }))
 }
@@ -178,6 +178,10 @@ pub(super) async fn register(hub: Rc<Hub>, args: Args) -> Answer {
         "uuid": found.uuid.to_string(),
         "set": (!found.set.is_nil()).then(|| found.set.to_string()),
     }))
+}
+
+pub(super) async fn rename(hub: Rc<Hub>, args: Args) -> Answer {
+    done(hub.rename(args.text("name"), args.text("new_name")).await)
 }
 
 pub(super) async fn reset_stats(hub: Rc<Hub>, args: Args) -> Answer {

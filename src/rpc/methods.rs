@@ -409,6 +409,16 @@ pub const METHODS: &[Method] = &[
         ..PLAIN
     },
     Method {
+        name: "bdev_bcache_rename",
+        help: "Give a volume another name, on disk too; exports stay connected, and the old name stays an alias until the bdev is taken down",
+        params: &[
+            NAME,
+            Param::required("new_name", Kind::Name, "the new name"),
+        ],
+        run: |hub, args| Box::pin(calls::rename(hub, args)),
+        ..PLAIN
+    },
+    Method {
         name: "bdev_bcache_reset_stats",
         help: "Start the statistics of a volume, or of a set and its volumes, from zero",
         params: &[ONE_NAME, ONE_SET],

@@ -123,7 +123,7 @@ pub fn config(hub: &Hub) -> Vec<(&'static str, Value)> {
         }
     }
     let up = hub.volumes().into_iter();
-    let up = up.map(|v| (v.name.clone(), options::changed_of_volume(&v)));
+    let up = up.map(|v| (v.name(), options::changed_of_volume(&v)));
     for (name, values) in up.chain(later.volumes) {
         calls.extend(when_up("bdev_bcache_set_options", "name", name, values));
     }

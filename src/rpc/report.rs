@@ -70,7 +70,7 @@ fn bdev(hub: &Hub, volume: &Volume) -> Value {
         (!uuid.is_nil()).then_some(uuid)
     });
     json!({
-        "name": volume.name,
+        "name": volume.name(),
         "uuid": volume.uuid.to_string(),
         "kind": if volume.backing.is_some() { "cached" } else { "flash" },
         "state": state(volume),
@@ -178,7 +178,7 @@ fn set(hub: &Hub, set: &Rc<CacheSet>) -> Value {
     let data = census.free + census.clean + census.dirty;
     let available = (census.free + census.clean) * 100 / data.max(1);
     let volumes = hub.volumes_of(set);
-    let volumes: Vec<String> = volumes.iter().map(|v| v.name.clone()).collect();
+    let volumes: Vec<String> = volumes.iter().map(|v| v.name()).collect();
     let health = &set.owner.health;
     let (state, failure) = match (set.latch.why(), health.lost()) {
         (Some(why), _) => ("failed", Some(why)),

@@ -74,8 +74,8 @@ impl Hub {
                 if volume.is_shown() {
                     // What waits would keep hosts from letting go.
                     hub.fail_missing(&volume).await;
-                    if let Err(error) = hub.host.hide(&volume.name).await {
-                        log::error!("{}: {error}", volume.name);
+                    if let Err(error) = hub.host.hide(&volume.name()).await {
+                        log::error!("{}: {error}", volume.name());
                     }
                 }
                 hub.finish_close(&volume).await;
@@ -100,9 +100,9 @@ impl Hub {
             if let Err(error) = link.volume.flush_backing().await {
                 // What the device was given last it may have lost: what is clean of it means
                 // nothing any more, and nobody will vouch for it.
-                log::warn!("{}: {error}; its clean data are dropped", volume.name);
+                log::warn!("{}: {error}; its clean data are dropped", volume.name());
                 if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
-                    log::warn!("{}: {error}", volume.name);
+                    log::warn!("{}: {error}", volume.name());
                 }
             }
             link.set.remove_volume(&link.volume).await;
@@ -112,10 +112,10 @@ impl Hub {
         }
         let mut volumes = self.volumes.borrow_mut();
         if volumes
-            .get(&volume.name)
+            .get(&volume.name())
             .is_some_and(|v| Rc::ptr_eq(v, volume))
         {
-            volumes.remove(&volume.name);
+            volumes.remove(&volume.name());
         }
     }
 
@@ -181,7 +181,7 @@ impl Hub {
             sets.iter()
                 .find(|set| self.stands_on(&set.disk.name(), name))
         };
-        let on_top = on_top.map(|volume| volume.name.clone());
+        let on_top = on_top.map(|volume| volume.name());
         on_top.or_else(|| set().map(|set| format!("cache set {}", set.set_uuid())))
     }
 
@@ -194,6 +194,8 @@ impl Hub {
                 return true;
             }
             for name in self.host.beneath(&seen[next]) {
+                // A module may know it by a name that it had.
+                let name = self.own_name(&name);
                 if !seen.contains(&name) {
                     seen.push(name);
                 }
@@ -206,7 +208,7 @@ impl Hub {
     /// # Errors
     /// Another volume of ours, or a set, stands on this one.
     pub(super) fn check_no_user(&self, volume: &Volume) -> Result<(), SetError> {
-        let Some(user) = self.user_of(&volume.name).filter(|_| volume.is_running()) else {
+        let Some(user) = self.user_of(&volume.name()).filter(|_| volume.is_running()) else {
             return Ok(());
         };
         let call = match self.volume(&user) {
@@ -215,7 +217,7 @@ impl Hub {
         };
         Err(SetError::Busy(format!(
             "{} is used by {user}, which lies on it: take that down first ({call})",
-            volume.name
+            volume.name()
         )))
     }
 
@@ -251,7 +253,7 @@ impl Hub {
         let volumes = self.volumes_of(set);
         let closings: Vec<_> = volumes
             .iter()
-            .map(|volume| (volume.name.clone(), self.begin_close(volume)))
+            .map(|volume| (volume.name(), self.begin_close(volume)))
             .collect();
         drop(volumes);
         for (name, closing) in closings {
@@ -313,7 +315,8 @@ impl Hub {
         volumes.retain(|volume| {
             let closing = volume.closing.borrow();
             let is_over = closing.as_ref().is_some_and(|closing| closing.done.get());
-            let is_free = self.user_of(&volume.name).is_none() && !self.host.is_open(&volume.name);
+            let is_free =
+                self.user_of(&volume.name()).is_none() && !self.host.is_open(&volume.name());
             is_free && !is_over
         });
         let any = !(volumes.is_empty() && empty.is_empty());
@@ -403,7 +406,7 @@ impl Hub {
     }
 
     async fn close_from_the_top(self: Rc<Self>, volume: Rc<Volume>) {
-        while self.user_of(&volume.name).is_some() {
+        while self.user_of(&volume.name()).is_some() {
             self.changed.wait().await;
         }
         let closing = self.begin_close(&volume);
@@ -415,7 +418,7 @@ impl Hub {
     /// Gives up what did not stop in time.
     fn abandon(&self) {
         for volume in self.volumes.take().into_values() {
-            log::error!("volume {} was not taken down in time", volume.name);
+            log::error!("volume {} was not taken down in time", volume.name());
         }
         for set in self.sets.take() {
             let (name, uuid) = (set.disk.name(), set.set_uuid());

@@ -261,8 +261,8 @@ impl Hub {
         let volume = Volume::new(c.name.clone(), uuid, Some(backing));
         self.join(&volume, set, c.may.all()).await?;
         self.show(&volume)?;
-        if let Some(waiting) = waiting.filter(|w| w.name != c.name) {
-            self.volumes.borrow_mut().remove(&waiting.name);
+        if let Some(waiting) = waiting.filter(|w| w.name() != c.name) {
+            self.volumes.borrow_mut().remove(&waiting.name());
         }
         Ok(())
     }
@@ -301,7 +301,7 @@ impl Hub {
         volume.check_open()?;
         volume.check_stays()?;
         let (link, backing) = (volume.link.borrow().clone(), volume.backing.clone());
-        if let Some(link) = link.filter(|_| volume.name == c.name) {
+        if let Some(link) = link.filter(|_| volume.name() == c.name) {
             return Err(SetError::Busy(format!(
                 "volume {} is attached to cache set {} on {}; detach it first",
                 c.name,
@@ -309,13 +309,14 @@ impl Hub {
                 link.set.disk.name()
             )));
         }
-        if volume.is_running() && volume.name != c.name {
+        if volume.is_running() && volume.name() != c.name {
             return Err(SetError::Busy(format!(
                 "{} is the backing device of volume {}",
-                c.backing_bdev, volume.name
+                c.backing_bdev,
+                volume.name()
             )));
         }
-        if volume.name != c.name {
+        if volume.name() != c.name {
             self.check_name(&c.name)?;
         } else if !volume.is_running() {
             self.check_unused(&c.name)?;

@@ -20,7 +20,7 @@ use super::turns::Turn;
 use super::volume::{Backing, Link, Volume};
 use crate::disk::IoError;
 use crate::format::superblock::CacheMode;
-use crate::request::volume::VolumeShared;
+use crate::request::volume::{Name, VolumeShared};
 use crate::task::either;
 use crate::units::SECTOR_BYTES;
 
@@ -72,7 +72,7 @@ impl Hub {
         let (me, name) = (self.me.clone(), volume.name.clone());
         self.exec.spawn(async move {
             let Some(hub) = me.upgrade() else { return };
-            if let Err(error) = hub.detach(&name, discard_dirty).await {
+            if let Err(error) = hub.detach(&name.get(), discard_dirty).await {
                 log::error!("detaching {name}: {error}");
             }
         });
@@ -100,18 +100,15 @@ impl Hub {
             self.check_no_user(flash)?;
         }
         let goes = |v: &&Rc<Volume>| v.backing.is_some() && v.check_open().is_ok();
-        let names: Vec<String> = volumes
-            .iter()
-            .filter(goes)
-            .map(|v| v.name.clone())
-            .collect();
+        let backed = volumes.iter().filter(goes);
+        let names: Vec<Name> = backed.map(|v| v.name.clone()).collect();
         drop(volumes);
         for (nth, name) in names.iter().enumerate() {
             let (done, left) = names.split_at(nth);
             if set.unregistering.is_cancelled() {
                 return Err(half_way(set, done, left, cancelled("unregistering", uuid)));
             }
-            let detached = self.detach(name, false).await;
+            let detached = self.detach(&name.get(), false).await;
             detached.map_err(|error| half_way(set, done, &left[1..], error))?;
         }
         self.stop_set(uuid).await
@@ -171,7 +168,7 @@ impl Hub {
         volume: &Rc<Volume>,
         discard_dirty: bool,
     ) -> Result<Option<Leaving>, SetError> {
-        let name = &volume.name;
+        let name = &volume.name();
         let (_turn, now) = self.turn_to_leave(volume).await?;
         if !Rc::ptr_eq(&now, volume) {
             return Err(SetError::NoVolume(name.clone()));
@@ -219,9 +216,9 @@ impl Hub {
     /// The turn of a volume, unless its detachment is cancelled before.
     async fn turn_to_leave(&self, volume: &Volume) -> Result<(Turn, Rc<Volume>), SetError> {
         let turn = Cell::new(None);
-        let taken = async { turn.set(Some(self.turn_of(&volume.name).await)) };
+        let taken = async { turn.set(Some(self.turn_of(&volume.name()).await)) };
         either(taken, volume.detaching.cancelled()).await;
-        let cancelled = || Err(cancelled("detaching", &volume.name));
+        let cancelled = || Err(cancelled("detaching", &volume.name()));
         turn.into_inner().unwrap_or_else(cancelled)
     }
 
@@ -234,7 +231,7 @@ impl Hub {
         either(clean, volume.detaching.cancelled()).await;
         match done.into_inner() {
             Some(done) => done.map_err(failed)?,
-            None => return Err(cancelled("detaching", &volume.name)),
+            None => return Err(cancelled("detaching", &volume.name())),
         }
         let (turn, now) = self.turn_to_leave(volume).await?;
         let same = volume
@@ -243,10 +240,10 @@ impl Hub {
             .as_ref()
             .is_some_and(|l| Rc::ptr_eq(&l.volume, &link.volume));
         if !Rc::ptr_eq(&now, volume) || !same {
-            return Err(SetError::NoVolume(volume.name.clone()));
+            return Err(SetError::NoVolume(volume.name()));
         }
         if volume.detaching.is_cancelled() {
-            return Err(cancelled("detaching", &volume.name));
+            return Err(cancelled("detaching", &volume.name()));
         }
         if !link.volume.is_leaving() || volume.dirty_bytes() > 0 {
             // A round failed meanwhile.
@@ -319,7 +316,7 @@ fn check_backed(volume: &Volume) -> Result<Rc<Backing>, SetError> {
         Some(backing) => Ok(backing.clone()),
         None => Err(SetError::Invalid(format!(
             "{} lives on its set alone and cannot be detached",
-            volume.name
+            volume.name()
         ))),
     }
 }

@@ -7,6 +7,7 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::volume::Volume;
 use crate::disk::IoError;
+use crate::request::volume::Name;
 use crate::units::Uuid;
 
 /// Dirty data could not be written back; they stay on the cache device.
@@ -68,22 +69,17 @@ pub(super) fn write_back_failed(volume: &Volume, set: &CacheSet, error: IoError)
         format!("cache device {cache}: {error}")
     };
     SetError::WriteBack(WriteBackFailed {
-        volume: volume.name.clone(),
+        volume: volume.name(),
         why,
         dirty_bytes: volume.dirty_bytes(),
     })
 }
 
 /// An operation on all volumes of a set that one of them ended: which are done and which untouched.
-pub(super) fn half_way(
-    set: &CacheSet,
-    done: &[String],
-    left: &[String],
-    error: SetError,
-) -> SetError {
-    let list = |names: &[String]| match names {
+pub(super) fn half_way(set: &CacheSet, done: &[Name], left: &[Name], error: SetError) -> SetError {
+    let list = |names: &[Name]| match names {
         [] => "none".to_string(),
-        names => names.join(", "),
+        names => names.iter().map(Name::get).collect::<Vec<_>>().join(", "),
     };
     SetError::HalfWay(HalfWay {
         set: set.set_uuid(),

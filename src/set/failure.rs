@@ -47,7 +47,10 @@ impl Hub {
         volumes.retain(|volume| volume.check_open().is_ok());
         let moves = volumes.iter().map(async |volume| {
             if let Err(error) = self.go_on_without(volume).await {
-                log::error!("volume {} stays with its failed set: {error}", volume.name);
+                log::error!(
+                    "volume {} stays with its failed set: {error}",
+                    volume.name()
+                );
             }
         });
         join_all(moves.collect()).await;
@@ -70,7 +73,7 @@ impl Hub {
         self.reshape(volume).await?;
         link.set.owner.settled(&link.volume).await;
         link.set.remove_volume(&link.volume).await;
-        log::warn!("volume {} goes on without a cache", volume.name);
+        log::warn!("volume {} goes on without a cache", volume.name());
         Ok(())
     }
 }

@@ -68,7 +68,7 @@ impl Hub {
             volume.windows.borrow_mut().resume(earlier);
         }
         let mut volumes = self.volumes.borrow_mut();
-        volumes.insert(volume.name.clone(), volume.clone());
+        volumes.insert(volume.name(), volume.clone());
     }
 
     /// As [`admit`](Self::admit), for a set.

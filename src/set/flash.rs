@@ -137,7 +137,7 @@ fn flash_link(volume: &Volume) -> Result<Link, SetError> {
     link.filter(|_| volume.backing.is_none()).ok_or_else(|| {
         SetError::Invalid(format!(
             "{} has a backing device: this is for volumes that live on a set alone",
-            volume.name
+            volume.name()
         ))
     })
 }

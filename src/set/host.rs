@@ -163,6 +163,14 @@ pub trait Host {
     /// are made anew for `volume` (of the same name) and go on.
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture;
 
+    /// Gives a shown volume another name. Who has it open keeps it open, and the names that it had find
+    /// it too, for as long as it is shown. One of these may become its name again.
+    ///
+    /// # Errors
+    /// A positive errno: EEXIST when another bdev has the name, ENODEV when the volume is not shown or
+    /// about to be no more.
+    fn rename(&self, name: &str, new: &str) -> Result<(), i32>;
+
     /// Tells hosts that a shown volume has so many sectors now.
     ///
     /// # Errors

@@ -218,21 +218,21 @@ impl Hub {
                 link.set.drop_volume(&link.volume);
             }
             return Err(match errno {
-                17 => SetError::NameTaken(volume.name.clone()),
-                _ => SetError::Register(volume.name.clone(), errno),
+                17 => SetError::NameTaken(volume.name()),
+                _ => SetError::Register(volume.name(), errno),
             });
         }
         if let Some(link) = link {
             link.volume.unflushed.fronts_exchanged();
         }
         *volume.shared.borrow_mut() = Some(shared);
-        if volume.name == volume.wanted_name() {
+        if volume.name() == volume.wanted_name() {
             volume.reason.take();
         }
         self.apply_later(volume);
         self.admit(volume);
-        log::info!("volume {} is up", volume.name);
-        self.waits.has_come(&volume.name);
+        log::info!("volume {} is up", volume.name());
+        self.waits.has_come(&volume.name());
         self.changed.notify();
         Ok(())
     }
@@ -268,7 +268,7 @@ impl Hub {
     ) -> Result<(), SetError> {
         let cache = link.map(|l| l.set.disk.clone());
         let done = self.host.replace(shared.clone(), cache).await;
-        done.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+        done.map_err(|e| SetError::Io(volume.name(), e))?;
         if let Some(link) = link {
             link.volume.unflushed.fronts_exchanged();
         }
@@ -335,8 +335,8 @@ impl Hub {
             };
             if let Err(error) = run.end(done) {
                 match link.volume.is_removed() {
-                    true => log::info!("flush of {} ends: it was taken away", volume.name),
-                    false => log::error!("flush of {}: {error}", volume.name),
+                    true => log::info!("flush of {} ends: it was taken away", volume.name()),
+                    false => log::error!("flush of {}: {error}", volume.name()),
                 }
             }
         });
@@ -359,17 +359,17 @@ impl Hub {
                 "{bdev} has shrunk under {}: what lies beyond sector {} is out of reach, \
                  {beyond} dirty bytes of it on the cache; they stay there until the size is back, or \
                  are given up (bdev_bcache_detach discard_dirty=true)",
-                volume.name,
+                volume.name(),
                 backing.end().0
             );
         }
         // Fronts that were made anew may have that size before hosts are told of it.
         shared.set_size_sectors(new);
-        match self.host.resize(&volume.name, new) {
-            Ok(()) => log::info!("{} has {new} sectors now", volume.name),
+        match self.host.resize(&volume.name(), new) {
+            Ok(()) => log::info!("{} has {new} sectors now", volume.name()),
             Err(errno) => {
                 shared.set_size_sectors(old);
-                log::error!("{} keeps its size (errno {errno})", volume.name);
+                log::error!("{} keeps its size (errno {errno})", volume.name());
             }
         }
     }
@@ -390,7 +390,7 @@ impl Hub {
                 self.cache_removed(set).await;
             }
             if let Some(volume) = volume {
-                log::warn!("backing device {bdev} is removed: {} stops", volume.name);
+                log::warn!("backing device {bdev} is removed: {} stops", volume.name());
                 volume.backing.iter().for_each(|b| b.goes.set(true));
                 let closing = self.begin_close(&volume);
                 drop(volume);

@@ -130,7 +130,7 @@ impl Hub {
             let on = volume.backing.as_ref().map(|b| b.disk.name());
             let on = on.unwrap_or_else(|| "its cache set".into());
             if volume.uuid == uuid && on != bdev {
-                return twin(format!("volume {}", volume.name), on);
+                return twin(format!("volume {}", volume.name()), on);
             }
         }
         for running in self.sets() {
@@ -375,8 +375,8 @@ impl Hub {
         }
         let was_running = volume.is_running();
         if was_running {
-            let hidden = self.host.hide(&volume.name).await;
-            hidden.map_err(|e| SetError::Io(volume.name.clone(), e))?;
+            let hidden = self.host.hide(&volume.name()).await;
+            hidden.map_err(|e| SetError::Io(volume.name(), e))?;
             // Its device may have gone meanwhile, or the process ends: it is not to come up again.
             if volume.check_open().is_err() {
                 return Ok(false);
@@ -386,12 +386,12 @@ impl Hub {
             .shared
             .take()
             .map_or(0, |shared| shared.size_sectors());
-        self.volumes.borrow_mut().remove(&volume.name);
+        self.volumes.borrow_mut().remove(&volume.name());
         let again = volume.renamed(name);
         *again.reason.borrow_mut() = reason;
         if !was_running {
             let mut volumes = self.volumes.borrow_mut();
-            volumes.insert(again.name.clone(), again);
+            volumes.insert(again.name(), again);
             return Ok(true);
         }
         let link = again.link.borrow().clone();
@@ -405,12 +405,12 @@ impl Hub {
     pub(super) async fn settle_names(&self) {
         for volume in self.volumes() {
             let wanted = volume.wanted_name();
-            let idle = !volume.is_running() || !self.host.is_open(&volume.name);
-            if volume.name == wanted || volume.reason.borrow().is_none() || !idle {
+            let idle = !volume.is_running() || !self.host.is_open(&volume.name());
+            if volume.name() == wanted || volume.reason.borrow().is_none() || !idle {
                 continue;
             }
             if self.is_free(&wanted) {
-                log::info!("volume {} is called {wanted} now", volume.name);
+                log::info!("volume {} is called {wanted} now", volume.name());
                 if let Err(error) = self.rename_idle(&volume, wanted, None, None).await {
                     log::error!("{error}");
                 }

@@ -19,6 +19,11 @@ use crate::format::superblock::{BackingState, BackingSuper, RanOn};
 use crate::format::uuids::UuidEntry;
 use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
+/// How soon the note of a volume in its set's table is tried again at first: 10 ms.
+const NOTE_FIRST_US: u64 = 10_000;
+/// How often it is tried later: 1 s.
+const NOTE_AGAIN_US: u64 = 1_000_000;
+
 /// Whether a superblock says that the keys in this set hold.
 fn is_member(sb: &BackingSuper, set: &CacheSet) -> bool {
     volume::is_member(sb, set.set_uuid())
@@ -108,39 +113,58 @@ impl Hub {
             // for its size to come back, unless they are given up.
             drop_some(set, inode, end, !discard_dirty).await?;
         }
-        let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
-        let noted = sb.ran_on().as_ref() == Some(&note);
-        let says_dirty = sb.state() == BackingState::Dirty && !backing.is_in_doubt();
-        if !(kept && noted && says_dirty) {
-            let dirty = set.tree.dirty_sectors(inode) > 0;
-            if kept && dirty && sb.state() == BackingState::Clean {
-                log::warn!(
-                    "{name} says that it is clean, but cache set {} has dirty data of it: a kernel \
-                     that crashed leaves that; it is marked dirty, and its volume starts with them",
-                    set.set_uuid()
-                );
-            }
-            let set_it = |sb: &mut BackingSuper| {
-                sb.set_ran_on(&note);
-                sb.set_uuid = set.set_uuid();
-                let stays = kept && sb.state() == BackingState::Dirty;
-                sb.set_state(match dirty || stays {
-                    true => BackingState::Dirty,
-                    false => BackingState::Clean,
-                });
-            };
-            backing.change(set_it).await.map_err(io)?;
-        }
-        if kept {
-            self.note_return(set, inode, &backing).await;
-        }
+        self.say_member(set, &backing, inode, kept).await?;
+        let noted = kept && self.note_now(set, inode, &backing).await;
         // Its device may have gone meanwhile, and the volume with it.
         volume.check_open()?;
         let owned = set.add_volume(inode, Some(&backing));
         *volume.link.borrow_mut() = Some(Link::new(set, owned, &volume.totals));
         volume.lost.take();
+        if kept && !noted {
+            self.note_soon(set, volume);
+        }
         self.apply_later(volume);
         Ok(())
+    }
+
+    /// Makes the superblock of a backing device say that it is of a set. It is written each time, so
+    /// that a copy which was made before has a lower sequence number.
+    async fn say_member(
+        &self,
+        set: &CacheSet,
+        backing: &Backing,
+        inode: Inode,
+        kept: bool,
+    ) -> Result<(), SetError> {
+        let (sb, name) = (backing.superblock(), backing.disk.name());
+        let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
+        let dirty = set.tree.dirty_sectors(inode) > 0;
+        let says_dirty = sb.state() == BackingState::Dirty && !backing.is_in_doubt();
+        if kept && dirty && sb.state() == BackingState::Clean {
+            log::warn!(
+                "{name} says that it is clean, but cache set {} has dirty data of it: a kernel \
+                 that crashed leaves that; it is marked dirty, and its volume starts with them",
+                set.set_uuid()
+            );
+        }
+        let set_it = |sb: &mut BackingSuper| {
+            sb.set_ran_on(&note);
+            sb.set_uuid = set.set_uuid();
+            let stays = kept && sb.state() == BackingState::Dirty;
+            sb.set_state(match dirty || stays {
+                true => BackingState::Dirty,
+                false => BackingState::Clean,
+            });
+        };
+        let said = backing.change(set_it).await;
+        match said {
+            // What is dirty on the cache can be read all the same.
+            Err(error) if kept && says_dirty && sb.ran_on().as_ref() == Some(&note) => {
+                log::warn!("{name}: its superblock was not renewed: {error}");
+                Ok(())
+            }
+            said => said.map_err(|e| SetError::Io(name, e)),
+        }
     }
 
     /// Whether all dirty data that a set has of a volume lie within its backing device, or it was
@@ -164,7 +188,7 @@ impl Hub {
             return Ok(());
         }
         let error = SetError::Beyond {
-            name: volume.name.clone(),
+            name: volume.name(),
             bytes: sectors * SECTOR_BYTES as u64,
             end,
         };
@@ -175,21 +199,50 @@ impl Hub {
         Ok(())
     }
 
-    /// Notes in the uuid table when a volume was brought up last, as the kernel does: for people. And
-    /// the sequence number of its superblock, which is durable, so that an older copy is known for
-    /// one. Nothing waits for it, and a cache without a free bucket goes without.
-    async fn note_return(&self, set: &CacheSet, inode: Inode, backing: &Backing) {
+    /// Notes in the uuid table what the set was told of a volume that is here: the sequence number of
+    /// its superblock, so that an older copy is known for one, its label, and, as the kernel does, when
+    /// that was. Nothing waits for it: false where the cache has no free bucket now.
+    pub(super) async fn note_now(&self, set: &CacheSet, inode: Inode, backing: &Backing) -> bool {
         if !set.alloc.take_ready(1) {
-            return;
+            return false;
         }
-        let (now_s, seq) = (self.host.now_s(), backing.superblock().seq);
+        let (now_s, sb) = (self.host.now_s(), backing.superblock());
         let noted = set.change_uuids(|table| {
             let entry = &mut table[inode.0 as usize];
-            (entry.last_reg, entry.backing_seq) = (now_s, seq);
+            (entry.last_reg, entry.backing_seq, entry.label) = (now_s, sb.seq, sb.label);
         });
         if let Err(error) = noted.await {
-            log::warn!("the return of volume {} was not noted: {error}", inode.0);
+            log::warn!("volume {} was not noted: {error}", inode.0);
         }
+        true
+    }
+
+    /// The same once the cache has a free bucket: one that has just been started has none yet. Ends
+    /// when the volume leaves the set.
+    pub(super) fn note_soon(&self, set: &Rc<CacheSet>, volume: &Rc<Volume>) {
+        let (me, set, volume) = (self.me.clone(), Rc::downgrade(set), Rc::downgrade(volume));
+        let (exec, mut wait_us) = (self.exec.clone(), NOTE_FIRST_US);
+        self.exec.spawn(async move {
+            loop {
+                exec.sleep_us(wait_us).await;
+                wait_us = (wait_us * 2).min(NOTE_AGAIN_US);
+                let (Some(hub), Some(volume)) = (me.upgrade(), volume.upgrade()) else {
+                    return;
+                };
+                let link = volume.link.borrow().clone();
+                let link = link.filter(|link| std::ptr::eq(Rc::as_ptr(&link.set), set.as_ptr()));
+                let (Some(link), Some(backing)) = (link, &volume.backing) else {
+                    return;
+                };
+                let place = Place::Set(link.set.set_uuid());
+                let Some(_turn) = hub.turns.try_take(&[place]) else {
+                    continue;
+                };
+                if hub.note_now(&link.set, link.volume.inode, backing).await {
+                    return;
+                }
+            }
+        });
     }
 
     async fn new_entry(

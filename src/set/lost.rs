@@ -88,7 +88,7 @@ impl Hub {
             )),
         };
         let error = done.err()?;
-        log::warn!("volume {} is taken down: {error}", volume.name);
+        log::warn!("volume {} is taken down: {error}", volume.name());
         let (me, (sender, ended)) = (self.me.clone(), once());
         self.exec.spawn(async move {
             if let Some(hub) = me.upgrade() {
@@ -103,10 +103,10 @@ impl Hub {
     async fn take_down_to_wait(&self, volume: Rc<Volume>) {
         self.begin_close(&volume).wait().await;
         let goes = volume.backing.as_ref().is_none_or(|b| b.goes.get());
-        if goes || self.volumes.borrow().contains_key(&volume.name) {
+        if goes || self.volumes.borrow().contains_key(&volume.name()) {
             return;
         }
-        let again = Volume::new(volume.name.clone(), volume.uuid, volume.backing.clone());
+        let again = Volume::new(volume.name(), volume.uuid, volume.backing.clone());
         self.admit(&again);
     }
 
@@ -146,12 +146,12 @@ impl Hub {
         *volume.lost.borrow_mut() = Some(lost.clone());
         self.show_missing(volume, missing).await?;
         match dirty_sectors {
-            0 => log::warn!("volume {} goes on without a cache", volume.name),
+            0 => log::warn!("volume {} goes on without a cache", volume.name()),
             _ => {
                 log::error!(
                     "volume {} goes on without its cache, on which {} bytes of it are: what needs \
                      them, and all writes, wait or fail until {} is back",
-                    volume.name,
+                    volume.name(),
                     dirty_sectors * 512,
                     set.disk.name()
                 );
@@ -206,7 +206,7 @@ impl Hub {
             let (Some(hub), Some(volume)) = (me.upgrade(), volume.upgrade()) else {
                 return;
             };
-            let Ok((turn, _)) = hub.turn_of(&volume.name).await else {
+            let Ok((turn, _)) = hub.turn_of(&volume.name()).await else {
                 return;
             };
             let same = |now: &Rc<Lost>| std::ptr::eq(Rc::as_ptr(now), lost.as_ptr());
@@ -216,7 +216,7 @@ impl Hub {
             log::error!(
                 "volume {} is taken down: its cache device was not back within {stays_s} s \
                  (cache_missing_timeout_s)",
-                volume.name
+                volume.name()
             );
             drop(turn);
             hub.take_down_to_wait(volume).await;
@@ -253,7 +253,7 @@ impl Hub {
         let is_old = lost.is_some_and(|lost| lost.dirty_sectors == 0);
         self.join(volume, set, is_old).await?;
         self.reshape(volume).await?;
-        log::info!("volume {} has its cache again", volume.name);
+        log::info!("volume {} has its cache again", volume.name());
         Ok(())
     }
 
@@ -272,7 +272,7 @@ impl Hub {
         if !discard_dirty {
             return Err(SetError::WouldLose(format!(
                 "{} has {} dirty bytes on a cache device that is gone",
-                volume.name,
+                volume.name(),
                 volume.dirty_bytes()
             )));
         }
@@ -289,7 +289,7 @@ impl Hub {
     pub(super) fn check_not_missing(&self, volume: &Volume) -> Result<(), SetError> {
         match &*volume.lost.borrow() {
             Some(lost) if lost.dirty_sectors > 0 => Err(SetError::CacheMissing {
-                device: volume.name.clone(),
+                device: volume.name(),
                 set: lost.set,
             }),
             _ => Ok(()),

@@ -21,7 +21,7 @@ pub struct Member {
     pub inode: Inode,
     /// `None` where the table has no entry for the dirty data: it was damaged.
     pub uuid: Option<Uuid>,
-    /// The name that it had when it came to the set, if it had one.
+    /// The name that its label said when that was noted last, if it said one.
     pub name: Option<String>,
     /// It lives on the set alone.
     pub is_flash: bool,

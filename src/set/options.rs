@@ -218,7 +218,7 @@ fn apply_to_volume(
         if needs_backing && volume.backing.is_none() {
             return Err(SetError::Invalid(format!(
                 "{} lives on its set alone: {} is an option of backing devices",
-                volume.name,
+                volume.name(),
                 option.row().name
             )));
         }
@@ -320,15 +320,15 @@ impl Hub {
     /// Gives a volume that has just come up, or got its cache, the options that waited for it.
     pub(super) fn apply_later(&self, volume: &Rc<Volume>) {
         let mut later = self.later.borrow_mut();
-        let Some(options) = later.volumes.remove(&volume.name) else {
+        let Some(options) = later.volumes.remove(&volume.name()) else {
             return;
         };
         match apply_to_volume(volume, &options) {
             Ok(rest) if rest.is_empty() => {}
             Ok(rest) => {
-                later.volumes.insert(volume.name.clone(), rest);
+                later.volumes.insert(volume.name(), rest);
             }
-            Err(error) => log::warn!("options of {} are dropped: {error}", volume.name),
+            Err(error) => log::warn!("options of {} are dropped: {error}", volume.name()),
         }
     }
 
@@ -337,7 +337,7 @@ impl Hub {
         let options = changed_of_volume(volume);
         if !options.is_empty() {
             let mut later = self.later.borrow_mut();
-            later.volumes.insert(volume.name.clone(), options);
+            later.volumes.insert(volume.name(), options);
         }
     }
 

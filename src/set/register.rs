@@ -80,15 +80,15 @@ impl Hub {
             return Ok(registered_cache(&set));
         }
         if let Some(volume) = self.volume_on(&bdev) {
-            if !how.is_plain() && (how.new_uuid || how.name.as_ref() != Some(&volume.name)) {
+            if !how.is_plain() && (how.new_uuid || how.name.as_ref() != Some(&volume.name())) {
                 return Err(SetError::Busy(format!(
                     "{bdev} is the backing device of volume {}: delete the volume first \
                      (bdev_bcache_delete; its data stay), then register the device",
-                    volume.name
+                    volume.name()
                 )));
             }
             volume.check_open()?;
-            turn.widen(Place::Volume(volume.name.clone())).await;
+            turn.widen(Place::Volume(volume.name())).await;
             turn.widen_by_set_of(&volume).await;
             volume.check_open()?;
             return self.bring_up(volume, how.accept_size).await;
@@ -203,7 +203,7 @@ impl Hub {
             self.note_ran_on(&backing).await;
             self.show(&volume)?;
         } else if let Some(set) = self.find_set(sb.set_uuid) {
-            self.check_unused(&volume.name)?;
+            self.check_unused(&volume.name())?;
             volume
                 .accept_size
                 .set(accept_size || volume.accept_size.get());
@@ -226,7 +226,7 @@ impl Hub {
             let bdev = backing.disk.name();
             log::info!(
                 "volume {} on {bdev} waits for cache set {}",
-                volume.name,
+                volume.name(),
                 sb.set_uuid
             );
         }
@@ -298,7 +298,7 @@ impl Hub {
             false => self.bring_up(volume.clone(), false).await.map(|_| ()),
         };
         if let Err(error) = done {
-            log::error!("volume {} was not brought up: {error}", volume.name);
+            log::error!("volume {} was not brought up: {error}", volume.name());
             *volume.reason.borrow_mut() = Some(error.to_string());
         }
     }
@@ -309,7 +309,7 @@ impl Hub {
         let (me, name, uuid) = (self.me.clone(), volume.name.clone(), set.set_uuid());
         self.exec.spawn(async move {
             let Some(hub) = me.upgrade() else { return };
-            let Ok((_turn, volume)) = hub.turn_of(&name).await else {
+            let Ok((_turn, volume)) = hub.turn_of(&name.get()).await else {
                 return;
             };
             if let Some(set) = hub.find_set(uuid) {

@@ -154,7 +154,7 @@ impl Hub {
     /// Where an operation on a volume is: its name, its backing device, the set that it is attached
     /// to or waits for.
     pub(super) fn places_of(volume: &Volume) -> Vec<Place> {
-        let mut places = vec![Place::Volume(volume.name.clone())];
+        let mut places = vec![Place::Volume(volume.name())];
         let backing = volume.backing.as_ref();
         places.extend(backing.map(|b| Place::Device(b.disk.name())));
         let link = volume.link.borrow().as_ref().map(|l| l.set.set_uuid());
@@ -196,8 +196,9 @@ impl Hub {
         name: &str,
         more: &[Place],
     ) -> Result<(Turn, Rc<Volume>), SetError> {
+        let mut name = name.to_string();
         loop {
-            let volume = self.volume_soon(name).await?;
+            let volume = self.volume_soon(&name).await?;
             volume.check_open()?;
             let mut places = Self::places_of(&volume);
             let own = places.clone();
@@ -206,8 +207,11 @@ impl Hub {
             let before = Rc::downgrade(&volume);
             drop(volume);
             let turn = self.turns.take(&places).await;
-            // The volume may have left its set, or have gone, since.
-            let now = self.volume(name).ok();
+            // The volume may have left its set, have gone, or have another name since.
+            if let Some(volume) = before.upgrade() {
+                name = volume.name();
+            }
+            let now = self.volume(&name).ok();
             let same = |v: &Rc<Volume>| std::ptr::eq(Rc::as_ptr(v), before.as_ptr());
             if let Some(volume) = now.filter(|v| same(v) && Self::places_of(v) == own) {
                 volume.check_open()?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::cache::{CacheSet, write_super};
 use super::closing::Closing;
+use super::format::LABEL_BYTES;
 use super::identity::wanted_name;
 use super::job::Job;
 use super::lost::{Lost, OnLoss};
@@ -24,7 +25,7 @@ use crate::format::superblock::{BackingState, BackingSuper, CacheMode};
 use crate::request::missing::Missing;
 use crate::request::owner::{self, Attachment};
 use crate::request::trouble::BackingHealth;
-use crate::request::volume::VolumeShared;
+use crate::request::volume::{Name, VolumeShared};
 use crate::stats::{Totals, Windows};
 use crate::task::Lock;
 use crate::units::{Inode, Sector, Uuid};
@@ -231,7 +232,7 @@ impl Link {
 /// A volume.
 pub struct Volume {
     /// The name of its bdev.
-    pub name: String,
+    pub(super) name: Name,
     /// Its UUID.
     pub uuid: Uuid,
     /// Its backing device; `None` for one that lives on the cache alone.
@@ -267,7 +268,7 @@ impl Volume {
             backing.health.belongs_to(&name, &backing.disk.name());
         }
         Rc::new(Volume {
-            name,
+            name: Name::new(name),
             uuid,
             backing,
             link: RefCell::default(),
@@ -287,7 +288,7 @@ impl Volume {
     /// The same volume under another name, not shown; this one has no link any more.
     pub(super) fn renamed(&self, name: String) -> Rc<Volume> {
         Rc::new(Volume {
-            name,
+            name: Name::new(name),
             uuid: self.uuid,
             backing: self.backing.clone(),
             link: RefCell::new(self.link.take()),
@@ -304,19 +305,37 @@ impl Volume {
         })
     }
 
-    /// The name that its label asks for, or its UUID where it has none.
-    pub fn wanted_name(&self) -> String {
+    /// The name of its bdev.
+    pub fn name(&self) -> String {
+        self.name.get()
+    }
+
+    /// Changes the name of its bdev wherever it is shown or logged; its key in the hub's table is the
+    /// caller's.
+    pub(super) fn set_name(&self, name: &str) {
+        self.name.set(name);
+        if let Some(backing) = &self.backing {
+            backing.health.belongs_to(name, &backing.disk.name());
+        }
+    }
+
+    /// What stands on disk of its name; empty where it has none.
+    pub(super) fn label(&self) -> [u8; LABEL_BYTES] {
         let of_table = || {
             let link = self.link.borrow();
             let link = link.as_ref()?;
             let table = link.set.uuids();
             table.get(link.volume.inode.0 as usize).map(|e| e.label)
         };
-        let label = match &self.backing {
-            Some(backing) => Some(backing.superblock.borrow().label),
-            None => of_table(),
-        };
-        wanted_name(&label.unwrap_or_default(), self.uuid)
+        match &self.backing {
+            Some(backing) => backing.superblock.borrow().label,
+            None => of_table().unwrap_or_default(),
+        }
+    }
+
+    /// The name that its label asks for, or its UUID where it has none.
+    pub fn wanted_name(&self) -> String {
+        wanted_name(&self.label(), self.uuid)
     }
 
     /// Whether hosts can use it.

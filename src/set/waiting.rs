@@ -103,20 +103,20 @@ impl Hub {
     pub fn waits(&self, order: &[String]) -> Vec<(String, String, Uuid)> {
         let place = |name: &str| order.iter().position(|other| other == name);
         let mut volumes = self.volumes();
-        volumes.retain(|volume| volume.is_running() && place(&volume.name).is_some());
-        volumes.sort_by_key(|volume| place(&volume.name));
-        let Some(last) = volumes.last().map(|volume| volume.name.clone()) else {
+        volumes.retain(|volume| volume.is_running() && place(&volume.name()).is_some());
+        volumes.sort_by_key(|volume| place(&volume.name()));
+        let Some(last) = volumes.last().map(|volume| volume.name()) else {
             return Vec::new();
         };
         let waits = volumes.iter().map(|volume| {
             let link = volume.link.borrow();
             let cache = link.as_ref().and_then(|l| place(&l.set.disk.name()));
             let backing = volume.backing.as_ref().and_then(|b| place(&b.disk.name()));
-            let behind = match cache.max(backing) > place(&volume.name) {
+            let behind = match cache.max(backing) > place(&volume.name()) {
                 true => last.clone(),
-                false => volume.name.clone(),
+                false => volume.name(),
             };
-            (behind, volume.name.clone(), volume.uuid)
+            (behind, volume.name(), volume.uuid)
         });
         waits.collect()
     }

@@ -18,6 +18,7 @@ use crate::rng::Rng;
 use crate::set::host::{Host, OpenError};
 
 const EEXIST: i32 = 17;
+const ENODEV: i32 = 19;
 
 /// Told whenever a volume is about to be made of something else, and whether with a cache.
 type Look = Box<dyn Fn(bool)>;
@@ -213,6 +214,25 @@ impl Host for SimHost {
             look(cache.is_some());
         }
         self.stage.replace(volume, self.sim(cache))
+    }
+
+    fn rename(&self, name: &str, new: &str) -> Result<(), i32> {
+        if self.resolve(new).is_some_and(|own| own != name) {
+            return Err(EEXIST);
+        }
+        if !self.stage.rename(name, new) {
+            return Err(ENODEV);
+        }
+        let mut aliases = self.aliases.borrow_mut();
+        aliases.remove(new);
+        aliases.insert(name.into(), name.into());
+        let own = aliases.values_mut().filter(|own| *own == name);
+        own.for_each(|own| *own = new.into());
+        let mut open = self.open.borrow_mut();
+        if open.remove(name) {
+            open.insert(new.into());
+        }
+        Ok(())
     }
 
     fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {

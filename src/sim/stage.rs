@@ -148,7 +148,7 @@ impl Stage {
         cache: Option<Rc<SimDisk>>,
     ) -> bool {
         let mut shown = self.shown.borrow_mut();
-        let name = volume.name.clone();
+        let name = volume.name.get();
         if shown.contains_key(&name) {
             return false;
         }
@@ -164,6 +164,17 @@ impl Stage {
         };
         shown.insert(name, new);
         true
+    }
+
+    /// Gives a shown volume another name, which none has; false when it is not shown or about to be no
+    /// more. Its host I/O goes on.
+    pub fn rename(&self, name: &str, new: &str) -> bool {
+        if self.is_going(name) {
+            return false;
+        }
+        let mut shown = self.shown.borrow_mut();
+        let volume = shown.remove(name);
+        volume.is_some_and(|volume| shown.insert(new.into(), volume).is_none())
     }
 
     /// The volume shown under a name.
@@ -205,7 +216,7 @@ impl Stage {
     /// Makes a volume's fronts anew.
     pub fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<SimDisk>>) -> DoneFuture {
         let (sender, done) = once();
-        match self.shown.borrow_mut().get_mut(&volume.name) {
+        match self.shown.borrow_mut().get_mut(&volume.name.get()) {
             Some(shown) if !shown.going.is_empty() => shown.going.push(sender),
             Some(shown) => shown.changes.push_back(Change {
                 shared: volume,

@@ -27,7 +27,7 @@ use crate::format::uuids::UuidEntry;
 use crate::index::Extent;
 use crate::request::front::Front;
 use crate::request::owner::Volume;
-use crate::request::volume::VolumeShared;
+use crate::request::volume::{Name, VolumeShared};
 use crate::rng::Rng;
 use crate::set::cache::{CacheSet, read_super};
 use crate::set::error::SetError;
@@ -431,7 +431,7 @@ impl World {
         owner_side.writeback_running.set(self.plan.writeback);
         owner_side.unflushed.fronts_exchanged();
         let shared = Arc::new(VolumeShared::new(
-            format!("volume{i}"),
+            Name::new(format!("volume{i}")),
             self.uuids[i],
             self.plan.block_sectors,
             plan.sectors,

@@ -23,7 +23,7 @@ use super::thread::ticks;
 use super::{module, sys};
 use crate::disk::steps::Reserve;
 use crate::disk::{Disk, DoneFuture};
-use crate::request::volume::VolumeShared;
+use crate::request::volume::{Name, VolumeShared};
 use crate::set::host::{Host, OpenError};
 use crate::task::{Executor, Lock, Notify, OnceSender, once};
 
@@ -39,7 +39,7 @@ struct Devices {
 
 /// A registered bdev of ours.
 struct Exposed {
-    name: String,
+    name: Name,
     volume: Arc<Volume>,
     bdev: *mut sys::spdk_bdev,
     /// Held for the fronts, which have the devices' raw pointers.
@@ -127,8 +127,9 @@ impl SpdkHost {
     }
 
     fn expose(&self, shared: Arc<VolumeShared>, devices: Devices) -> Result<(), i32> {
-        let name = CString::new(shared.name.as_str()).map_err(|_| sys::EINVAL)?;
-        if self.find(&shared.name).is_some() {
+        let own = shared.name.get();
+        let name = CString::new(own.as_str()).map_err(|_| sys::EINVAL)?;
+        if self.find(&own).is_some() {
             return Err(sys::EEXIST);
         }
         let volume = Arc::new(Volume::new(Shape {
@@ -169,7 +170,7 @@ impl SpdkHost {
         let ctx_bytes = size_of::<*const Channel>() as u32;
         let (create, destroy) = (Some(channel::create as _), Some(channel::destroy as _));
         let bdev = exposed.bdev;
-        let name = exposed.name.clone();
+        let name = exposed.name.get();
         self.volumes.borrow_mut().insert(name.clone(), exposed);
         // SAFETY: the volume is held in `volumes` until its channels are gone; the functions take
         // the context that is announced here; SPDK copies the name. What fails to register was
@@ -239,9 +240,25 @@ impl SpdkHost {
         all.find(|e| e.volume.io_device() == io_device).cloned()
     }
 
+    /// Gives a volume another name; its cell has it afterwards.
+    fn rename(&self, name: &str, new: &str) -> Result<(), i32> {
+        let exposed = self.find(name).filter(|exposed| !exposed.going.get());
+        let exposed = exposed.ok_or(sys::ENODEV)?;
+        let c_new = CString::new(new).map_err(|_| sys::EINVAL)?;
+        // SAFETY: the bdev is registered: it is freed after it has left `volumes`; the name is copied.
+        match unsafe { sys::bcache_volume_rename(exposed.bdev, c_new.as_ptr()) } {
+            0 => {}
+            rc => return Err(-rc),
+        }
+        let mut volumes = self.volumes.borrow_mut();
+        volumes.remove(name);
+        volumes.insert(new.into(), exposed);
+        Ok(())
+    }
+
     /// The name of the volume that SPDK knows by this handle.
     pub fn name_of(&self, io_device: *mut c_void) -> Option<String> {
-        self.find_device(io_device).map(|e| e.name.clone())
+        self.find_device(io_device).map(|e| e.name.get())
     }
 
     /// SPDK destroys a volume's bdev: nobody has it open any more.
@@ -267,7 +284,7 @@ impl SpdkHost {
             while exposed.volume.fronts() > 0 {
                 self.exec.sleep_us(LOOK_AGAIN_US).await;
             }
-            self.volumes.borrow_mut().remove(&exposed.name);
+            self.volumes.borrow_mut().remove(&exposed.name.get());
             exposed.devices.take();
             exposed.gone.set(true);
             exposed.changed.notify();
@@ -357,7 +374,7 @@ impl Host for ModuleHost {
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {
         let host = self.0;
         Box::pin(async move {
-            let Some(exposed) = host.find(&volume.name) else {
+            let Some(exposed) = host.find(&volume.name.get()) else {
                 return Ok(());
             };
             let _turn = exposed.turn.lock().await;
@@ -370,6 +387,10 @@ impl Host for ModuleHost {
             host.resume(&exposed, volume, cache).await;
             Ok(())
         })
+    }
+
+    fn rename(&self, name: &str, new: &str) -> Result<(), i32> {
+        self.0.rename(name, new)
     }
 
     fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {

@@ -81,3 +81,15 @@ class VhostBlk:
     def stop(self, target):
         """Removes it, so that the bdev is free again."""
         target.call("vhost_delete_controller", ctrlr=self.name)
+
+
+KINDS = {"nvmf": NvmeTcp, "iscsi": Iscsi, "vhost": VhostBlk}
+
+
+def exported(target, kind):
+    """The names of the bdevs that a target exports."""
+    if kind == "nvmf":
+        return [ns["bdev_name"] for entry in target.call("nvmf_get_subsystems") for ns in entry.get("namespaces", [])]
+    if kind == "iscsi":
+        return [lun["bdev_name"] for node in target.call("iscsi_get_target_nodes") for lun in node["luns"]]
+    return [entry["backend_specific"]["block"]["bdev"] for entry in target.call("vhost_get_controllers")]

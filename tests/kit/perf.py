@@ -39,12 +39,14 @@ def parse_iops(text):
     return float(totals[-1])
 
 
-def run(folder, config, arguments, cpumask="0x1", memory_mb=512, limit=60, program=None):
-    """Starts bdevperf on a configuration, runs one workload; returns (requests a second, its output)."""
+def run(folder, config, arguments, cpumask="0x1", memory_mb=512, limit=60, program=None, shares_memory=False):
+    """Starts bdevperf on a configuration, runs one workload; returns (requests a second, its output). A process that
+    shares its memory can be a client of vhost."""
     path = folder / "bdevperf.json"
     path.write_text(json.dumps(config, indent=1))
-    command = [str(program or tools.built("bdevperf")), "-m", cpumask, "-s", str(memory_mb), "--huge-unlink",
-               "--no-pci", "-r", str(folder / "bdevperf.sock"), "--json", str(path), *arguments]
+    memory = ["--single-file-segments"] if shares_memory else ["--huge-unlink"]
+    command = [str(program or tools.built("bdevperf")), "-m", cpumask, "-s", str(memory_mb), "--no-pci", *memory, "-r",
+               str(folder / "bdevperf.sock"), "--json", str(path), *arguments]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                encoding="utf-8", errors="replace")
     try:

@@ -1,6 +1,7 @@
 """One SPDK application as a child process, from its start to the last trace of it."""
 
 import glob
+import json
 import os
 import pathlib
 import re
@@ -133,6 +134,14 @@ class Target:
     def running(self):
         """Whether the process is there."""
         return self.process is not None and self.process.poll() is None
+
+    def save_config(self, path):
+        """Writes the configuration of all subsystems, as save_config does; returns it."""
+        names = [entry["subsystem"] for entry in self.call("framework_get_subsystems")]
+        saved = {"subsystems": [{"subsystem": name, "config": self.call("framework_get_config", name=name)}
+                                for name in names]}
+        path.write_text(json.dumps(saved))
+        return saved
 
     def stop(self, limit=STOP_SECONDS):
         """Ends the process in good order (SIGTERM); that it exits with 0 in time is part of what is tested."""

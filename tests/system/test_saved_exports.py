@@ -8,37 +8,18 @@ import pytest
 from kit import export, images, tools, volume
 
 
-def save(target, path):
-    """All subsystems, as save_config writes them."""
-    names = [entry["subsystem"] for entry in target.call("framework_get_subsystems")]
-    saved = {"subsystems": [{"subsystem": name, "config": target.call("framework_get_config", name=name)}
-                            for name in names]}
-    path.write_text(json.dumps(saved))
-    return saved
-
-
-def exports_of(target, kind):
-    """The names of the bdevs that are exported."""
-    if kind == "nvmf":
-        return [ns["bdev_name"] for entry in target.call("nvmf_get_subsystems") for ns in entry.get("namespaces", [])]
-    if kind == "iscsi":
-        return [lun["bdev_name"] for node in target.call("iscsi_get_target_nodes") for lun in node["luns"]]
-    return [entry["backend_specific"]["block"]["bdev"] for entry in target.call("vhost_get_controllers")]
-
-
 @pytest.mark.parametrize("kind", ["nvmf", "iscsi", "vhost"])
 def test_an_export_finds_its_volume(start, folder, kind):
     target = start()
     volume.Pair(folder).create(target, mode="writeback")
     # a cache that comes later in the list of bdevs than the volume
     volume.aio(target, "late", images.sparse(folder / "late.img", 48 * images.MIB))
-    make = {"nvmf": export.NvmeTcp, "iscsi": export.Iscsi, "vhost": export.VhostBlk}[kind]
-    make("Vol0").start(target)
-    save(target, folder / "saved.json")
+    export.KINDS[kind]("Vol0").start(target)
+    target.save_config(folder / "saved.json")
     target.config = folder / "saved.json"
     for kill in (True, False, True):
         target.restart(kill=kill)
-        assert exports_of(target, kind) == ["Vol0"]
+        assert export.exported(target, kind) == ["Vol0"]
     target.stop()
 
 
@@ -48,7 +29,7 @@ def test_a_dead_disk_keeps_no_other_export_down(start, folder):
     for number, pair in enumerate(pairs):
         pair.create(target)
         export.Iscsi(pair.name).start(target, tag=number + 1)
-    saved = save(target, folder / "saved.json")
+    saved = target.save_config(folder / "saved.json")
     target.stop()
     # the first disks are blank now, and their exports cannot be made
     for pair in pairs[:2]:

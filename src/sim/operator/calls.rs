@@ -64,6 +64,7 @@ pub const DRAWN: &[Drawn] = &[
     drawn("bdev_bcache_gc", 3, Some(Jobs), of_set),
     drawn("bdev_bcache_get_stats", 1, None, of_volume),
     drawn("bdev_bcache_register", 8, None, register),
+    drawn("bdev_bcache_rename", 3, Some(Names), rename),
     drawn("bdev_bcache_reset_stats", 1, None, of_volume),
     drawn(
         "bdev_bcache_resize_flash_volume",
@@ -222,6 +223,10 @@ fn register(world: &World) -> Option<Value> {
         params["when_up"] = json!(true);
     }
     Some(params)
+}
+
+fn rename(world: &World) -> Option<Value> {
+    Some(json!({"name": name(world), "new_name": world.any(&NAMES)}))
 }
 
 fn run(world: &World) -> Option<Value> {

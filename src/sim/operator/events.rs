@@ -309,7 +309,7 @@ impl World {
     }
 
     /// A copy of a device in use appears, is examined and registered, and goes again: it must be left
-    /// alone. Nothing else is done meanwhile.
+    /// alone. Nothing else is done meanwhile, and no set is about to let its device go.
     fn copy(&mut self, d: usize) -> Result<(), String> {
         let name = self.bdev(d);
         let used = match self.devices[d].is_fast {
@@ -322,7 +322,17 @@ impl World {
                 self.list.iter().find(on).is_some_and(|v| v.running)
             }
         };
-        if !used || !self.calls.is_empty() || !self.devices.iter().all(|d| d.is_sound(self.m())) {
+        let goes = self
+            .m()
+            .hub
+            .sets()
+            .iter()
+            .any(|set| set.unregistering.is_running());
+        if !used
+            || goes
+            || !self.calls.is_empty()
+            || !self.devices.iter().all(|d| d.is_sound(self.m()))
+        {
             return Ok(());
         }
         let copy = self.devices[d].medium.copy_as(&format!("copy-of-{name}"));
