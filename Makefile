@@ -91,7 +91,8 @@ system: packages-test
 	@$(MAKE) build bdevperf
 	@$(RUN) $(PYTHON) -m pytest -v -ra --durations=10 tests/system $(PYTEST)
 
-# one after the other, and the cheap ones first
+# one after the other, and the cheap ones first; each thing is built once, for which incremental builds only cost time
+test: export CARGO_INCREMENTAL := 0
 test: packages-test hugepages
 	@$(MAKE) lint
 	@$(MAKE) unit
