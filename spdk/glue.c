@@ -315,40 +315,45 @@ bcache_volume_free(struct spdk_bdev *bdev)
 	free(volume);
 }
 
+/* Makes a name that is kept, and is an alias or free, the bdev's own. */
+static int
+take_name(struct spdk_bdev *bdev, char *text, bool is_alias)
+{
+#if SINCE(21, 7)
+	/* Found in a tree by the name that it was registered under and by aliases: the new one is one. */
+	int rc = is_alias ? 0 : spdk_bdev_alias_add(bdev, text);
+
+	if (rc == 0) {
+		__atomic_store_n(&bdev->name, text, __ATOMIC_RELEASE);
+	}
+	return rc;
+#else
+	char *old = bdev->name;
+	int rc;
+
+	if (is_alias) {
+		spdk_bdev_alias_del(bdev, text);
+	}
+	__atomic_store_n(&bdev->name, text, __ATOMIC_RELEASE);
+	rc = spdk_bdev_alias_add(bdev, old);
+	if (rc != 0) {
+		__atomic_store_n(&bdev->name, old, __ATOMIC_RELEASE);
+	}
+	return rc;
+#endif
+}
+
 int
 bcache_volume_rename(struct spdk_bdev *bdev, const char *text)
 {
 	struct spdk_bdev *holder = spdk_bdev_get_by_name(text);
-	char *old = bdev->name;
 	struct volume_name *name;
-	int rc = 0;
 
 	if (holder != NULL && holder != bdev) {
 		return -EEXIST;
 	}
 	name = keep_name(SPDK_CONTAINEROF(bdev, struct volume_bdev, bdev), text);
-	if (name == NULL) {
-		return -ENOMEM;
-	}
-#if SINCE(21, 7)
-	/* Found in a tree by the name that it was registered under and by aliases: the new one is one. */
-	if (holder == NULL) {
-		rc = spdk_bdev_alias_add(bdev, text);
-	}
-	if (rc == 0) {
-		__atomic_store_n(&bdev->name, name->text, __ATOMIC_RELEASE);
-	}
-#else
-	if (holder != NULL) {
-		spdk_bdev_alias_del(bdev, text);
-	}
-	__atomic_store_n(&bdev->name, name->text, __ATOMIC_RELEASE);
-	rc = spdk_bdev_alias_add(bdev, old);
-	if (rc != 0) {
-		__atomic_store_n(&bdev->name, old, __ATOMIC_RELEASE);
-	}
-#endif
-	return rc;
+	return name == NULL ? -ENOMEM : take_name(bdev, name->text, holder == bdev);
 }
 
 int
