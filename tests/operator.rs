@@ -2,15 +2,17 @@
 //!
 //! `OPERATOR_SEED=n cargo test --test operator` replays one seed (add `SIM_TRACE=1` for all that
 //! happens, `OPERATOR_OFF` and `OPERATOR_SKIP` to leave things out); `OPERATOR_SEEDS=n` runs so many,
-//! from `OPERATOR_FIRST`.
+//! from `OPERATOR_FIRST`, and shrinks the first that fail.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use spdk_bcache::sim::operator::plan::Plan;
 use spdk_bcache::sim::operator::runs::{Failure, cut_of, live, live_all, shrink};
 
 /// Seeds that must meet all that is to be met.
 const MANY: u64 = 300;
+/// Failures that are shrunk, of those that differ: each takes up to a minute.
+const SHRUNK_MAX: usize = 3;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -46,10 +48,6 @@ fn random_calls_io_and_failures_lose_nothing_and_end() {
             log::set_max_level(log::LevelFilter::Info);
         }
         if let Err(failure) = live(seed, &cut) {
-            let failure = match number("OPERATOR_SHRINK") {
-                Some(_) => shrink(failure),
-                None => failure,
-            };
             show(&failure);
             panic!("it fails");
         }
@@ -68,9 +66,13 @@ fn random_calls_io_and_failures_lose_nothing_and_end() {
         "{met}{seeds} seeds, {per_min:.0} a minute, {} fail",
         failed.len()
     );
-    let kinds: BTreeSet<String> = failed.iter().map(|f| f.wrong.why.clone()).collect();
-    for why in &kinds {
+    let kinds: BTreeMap<&str, &Failure> = failed.iter().map(|f| (&*f.wrong.why, f)).collect();
+    for why in kinds.keys() {
         eprintln!("  {why:.300}");
+    }
+    for failure in kinds.into_values().take(SHRUNK_MAX) {
+        eprintln!("seed {} is shrunk to:", failure.seed);
+        show(&shrink(failure.clone()));
     }
     assert!(failed.is_empty(), "{} seeds fail", failed.len());
     let missing = met.missing();

@@ -48,7 +48,7 @@ def client(kind, folder, made, started):
             "name": "Virtio", "dev_type": "blk", "trtype": "user", "traddr": str(started), "vq_count": 4}))
         bdev = "Virtio"
     work = perf.workload(bdev, "verify", LOAD_SECONDS, depth=16)
-    return lambda: perf.run(folder, config, work, cpumask="0x2", shares_memory=kind == "vhost")
+    return lambda: perf.run(folder, config, work, cpumask="0x2", memory_mb=768, shares_memory=kind == "vhost")
 
 
 def rename(target, name, new):
