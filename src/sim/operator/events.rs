@@ -7,11 +7,20 @@
 
 use std::rc::Rc;
 
+use serde_json::json;
+
 use super::plan::{Feature, Plan};
 use super::{Slot, World};
+use crate::format::superblock::BackingState;
+use crate::request::Kind;
+use crate::request::lane::Outcome;
+use crate::rpc;
 use crate::sim::disk::{Faults, Medium};
-use crate::sim::machine::{BROKEN, Machine};
-use crate::units::Sector;
+use crate::sim::machine::{BROKEN, Machine, backing_super};
+use crate::units::{SECTOR_BYTES, Sector};
+
+/// The volume of a copy that has a UUID of its own.
+const CLONE: &str = "Clone0";
 
 /// Where a device is.
 pub(super) enum Place {
@@ -309,7 +318,7 @@ impl World {
     }
 
     /// A copy of a device in use appears, is examined and registered, and goes again: it must be left
-    /// alone. Nothing else is done meanwhile, and no set is about to let its device go.
+    /// alone, unless it gets a UUID of its own. Nothing else is done meanwhile, and no set is about to let its device go.
     fn copy(&mut self, d: usize) -> Result<(), String> {
         let name = self.bdev(d);
         let used = match self.devices[d].is_fast {
@@ -322,12 +331,8 @@ impl World {
                 self.list.iter().find(on).is_some_and(|v| v.running)
             }
         };
-        let goes = self
-            .m()
-            .hub
-            .sets()
-            .iter()
-            .any(|set| set.unregistering.is_running());
+        let sets = self.m().hub.sets();
+        let goes = sets.iter().any(|set| set.unregistering.is_running());
         if !used
             || goes
             || !self.calls.is_empty()
@@ -341,15 +346,59 @@ impl World {
         let examined = self.examine(copy.name().to_string());
         self.until("examine", |_| examined.borrow().is_some())?;
         self.look()?;
-        let params = serde_json::json!({"bdev_name": copy.name()});
-        let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);
+        let params = json!({"bdev_name": copy.name()});
+        let call = rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);
         let answer = self.wait("register", call)?;
         self.look()?;
         if answer.is_ok() {
             return Err(format!("{} is registered beside {name}", copy.name()));
         }
-        self.m().host.withdraw(copy.name());
         self.met.note("a copy was refused");
+        if !self.devices[d].is_fast {
+            self.make_clone(&copy)?;
+        }
+        self.m().host.withdraw(copy.name());
+        Ok(())
+    }
+
+    /// A copy of a backing device in use becomes a device of its own, if it is clean: a volume of no
+    /// set that holds what the copy holds. It is deleted again.
+    fn make_clone(&mut self, copy: &Rc<Medium>) -> Result<(), String> {
+        let sb = backing_super(copy);
+        let params = json!({"bdev_name": copy.name(), "name": CLONE, "new_uuid": true});
+        let call = rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);
+        match self.wait("a clone's register", call)? {
+            Err(_) if sb.state() == BackingState::Dirty => {
+                self.met.note("a dirty copy got no UUID of its own");
+                return Ok(());
+            }
+            Err(error) => return Err(format!("{} gets no UUID: {}", copy.name(), error.message)),
+            Ok(made) => {
+                let uuid = super::text(&made["uuid"]).unwrap_or_default();
+                let known = self.known.iter().any(|known| known.uuid == uuid);
+                if known || !made["set"].is_null() || sb.state() == BackingState::Dirty {
+                    return Err(format!("{} has become {made}", copy.name()));
+                }
+            }
+        }
+        let shown = self.m().host.stage.volume(CLONE);
+        let sectors = shown.ok_or("a clone is not shown")?.size_sectors();
+        // A multiple of every block that a plan has.
+        let whole = |at: u64| at - at % 8;
+        for at in [0, self.rng.below(sectors - 8), sectors - 8].map(whole) {
+            let memory = vec![0; 8 * SECTOR_BYTES];
+            let tag = self.m().issue(CLONE, Kind::Read, at, memory, 8);
+            self.until("a clone's read", |world| world.m().has_ended(tag))?;
+            let read = self.m().ended(tag);
+            if read != Some((Outcome::Success, copy.peek(sb.data_offset + at, 8))) {
+                return Err(format!("a clone has other data than the copy at {at}"));
+            }
+        }
+        let params = json!({"name": CLONE});
+        let call = rpc::call(self.m().hub.clone(), "bdev_bcache_delete", params);
+        let gone = self.wait("a clone's end", call)?;
+        gone.map_err(|error| format!("a clone stays: {}", error.message))?;
+        self.met.note("a clean copy got a UUID of its own");
         Ok(())
     }
 

@@ -76,6 +76,9 @@ fn required() -> Vec<String> {
         "memory changed under a write",
         "I/O on several reactors",
         "writes that overlap",
+        "a copy was refused",
+        "a clean copy got a UUID of its own",
+        "a dirty copy got no UUID of its own",
     ];
     all.extend(others.map(String::from));
     all
