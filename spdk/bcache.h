@@ -198,6 +198,9 @@ void bcache_volume_free(struct spdk_bdev *bdev);
  */
 int bcache_volume_rename(struct spdk_bdev *bdev, const char *name);
 
+/* The volume is unregistered: nothing finds it by a name any more. Before its names may be another's. */
+void bcache_volume_forget_names(struct spdk_bdev *bdev);
+
 /* Tells the bdev layer and who has the volume open that its size changed. */
 int bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks);
 

@@ -351,6 +351,13 @@ bcache_volume_rename(struct spdk_bdev *bdev, const char *text)
 	return rc;
 }
 
+void
+bcache_volume_forget_names(struct spdk_bdev *bdev)
+{
+	/* Before 26.01 the bdev layer leaves a module's aliases behind: in its tree of names, from 21.07 on. */
+	spdk_bdev_alias_del_all(bdev);
+}
+
 int
 bcache_volume_resize(struct spdk_bdev *bdev, uint64_t num_blocks)
 {

@@ -266,6 +266,8 @@ impl SpdkHost {
         let found = self.find_device(io_device);
         let exposed = found.expect("a bdev of ours is in the table until it is gone");
         exposed.going.set(true);
+        // SAFETY: the bdev is unregistered, and is freed in `channels_gone`.
+        unsafe { sys::bcache_volume_forget_names(exposed.bdev) };
         self.exec.spawn(async move {
             while exposed.steps.get() > 0 {
                 exposed.changed.wait().await;
