@@ -285,10 +285,12 @@ impl Volume {
         })
     }
 
-    /// The same volume under another name, not shown; this one has no link any more.
-    pub(super) fn renamed(&self, name: String) -> Rc<Volume> {
+    /// The same volume under another name, not shown; this one has no link any more. What has the
+    /// cell of its name follows it.
+    pub(super) fn renamed(&self, name: &str) -> Rc<Volume> {
+        self.set_name(name);
         Rc::new(Volume {
-            name: Name::new(name),
+            name: self.name.clone(),
             uuid: self.uuid,
             backing: self.backing.clone(),
             link: RefCell::new(self.link.take()),
