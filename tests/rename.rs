@@ -452,6 +452,29 @@ fn of_two_calls_for_one_name_one_gets_it() {
     lab.machine.die();
 }
 
+#[test]
+fn a_device_with_that_label_that_appears_meanwhile_comes_up() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.silence("slow", true);
+    let call = lab.begin_rename("Fresh");
+    machine.pass(10_000);
+    labelled(machine, "slow1", "Fresh", [5; 16]);
+    assert_eq!(names(machine), ["Fresh-05050505", "Vol0"]);
+    // Who names a volume so is told to try again.
+    machine.must("bdev_bcache_delete", json!({"name": "Fresh-05050505"}));
+    let params = json!({"bdev_name": "slow1", "name": "Fresh"});
+    let why = message(machine.call("bdev_bcache_register", params));
+    assert!(why.contains("try again"), "{why}");
+    let params = json!({"set": machine.uuid(), "name": "Fresh", "size_mb": 1});
+    let flash = lab.begin("bdev_bcache_create_flash_volume", params);
+    lab.silence("slow", false);
+    lab.end(&call).expect("a free name");
+    message(lab.end(&flash));
+    assert_eq!(names(machine), ["Fresh"]);
+    lab.machine.die();
+}
+
 /// A device without a cache that appears, with a label.
 fn labelled(machine: &Machine, bdev: &str, label: &str, uuid: [u8; 16]) {
     let medium = blank(bdev);

@@ -34,6 +34,8 @@ impl Hub {
         let (_turn, set) = self.turn_of_set(set).await?;
         set.check_open()?;
         let label = format::label(name)?;
+        let mut claim = self.claims.none();
+        claim.add(Key::Name(name.into()))?;
         self.check_name(name)?;
         self.check_name_of_absent(Some(&set), name, None, |_| true)?;
         let sectors = flash_sectors(&set, size_mb, None)?;
@@ -46,6 +48,7 @@ impl Hub {
         let written = entry;
         set.change_uuids(|table| table[inode.0 as usize] = written)
             .await?;
+        drop(claim);
         self.show_flash(&set, inode, &entry).await
     }
 

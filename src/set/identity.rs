@@ -297,9 +297,10 @@ impl Hub {
         found.map_or(0, |(inode, set)| dirty_beyond(&set, inode, end))
     }
 
-    /// Whether a volume could have this name, which none has now.
+    /// Whether a volume could have this name, which none has now nor is about to have.
     fn is_free(&self, name: &str) -> bool {
-        self.check_name(name).is_ok()
+        let claimed = self.claims.check(&Key::Name(name.into()));
+        self.check_name(name).is_ok() && claimed.is_ok()
     }
 
     /// The name for a volume that comes up, and why it is not the one it wants. The caller has the
@@ -323,7 +324,8 @@ impl Hub {
         }
         let by = match self.volume(&wanted) {
             Ok(volume) => format!("volume {wanted} (UUID {})", volume.uuid),
-            Err(_) => format!("bdev {wanted}"),
+            Err(_) if self.host.is_taken(&wanted) => format!("bdev {wanted}"),
+            Err(_) => "another call".into(),
         };
         let mut longer = longer_names(&wanted, uuid).into_iter();
         let name = longer.find(|name| self.is_free(name));

@@ -150,6 +150,7 @@ impl Hub {
         let label = match &how.name {
             Some(name) => {
                 self.check_name(name)?;
+                self.claims.check(&Key::Name(name.clone()))?;
                 Some(format::label(name)?)
             }
             None => None,
