@@ -453,6 +453,58 @@ fn of_two_calls_for_one_name_one_gets_it() {
 }
 
 #[test]
+fn a_volume_that_is_resized_behind_its_renaming_has_its_size() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let params = json!({"set": machine.uuid(), "name": "Fla0", "size_mb": 1});
+    machine.must("bdev_bcache_create_flash_volume", params);
+    lab.silence("fast", true);
+    let params = json!({"name": "Fla0", "new_name": "Flint"});
+    let call = lab.begin("bdev_bcache_rename", params);
+    machine.pass(10_000);
+    let sizes = [2, 1].map(|size_mb| {
+        let params = json!({"name": "Fla0", "size_mb": size_mb});
+        lab.begin("bdev_bcache_resize_flash_volume", params)
+    });
+    machine.pass(10_000);
+    lab.silence("fast", false);
+    lab.end(&call).expect("a free name");
+    for call in sizes {
+        lab.end(&call).expect("the same volume");
+    }
+    let told = [4096, 2048].map(|sectors| ("Flint".to_string(), sectors));
+    assert_eq!(*machine.host.resized.borrow(), told);
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_that_is_run_behind_its_renaming_needs_its_old_name_no_more() {
+    let lab = Lab::new();
+    let slow = lab.slow.clone();
+    lab.machine.lose_power(&[&lab.fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.replug(&slow);
+    let lab = Lab {
+        fast: lab.fast,
+        slow,
+        machine,
+    };
+    let machine = &lab.machine;
+    lab.silence("slow", true);
+    let call = lab.begin_rename("Fresh");
+    machine.pass(10_000);
+    let params = json!({"name": "Vol0", "discard_dirty": true});
+    let run = lab.begin("bdev_bcache_run", params);
+    machine.pass(10_000);
+    machine.plug(&blank("Vol0"));
+    lab.silence("slow", false);
+    lab.end(&call).expect("a free name");
+    lab.end(&run).expect("the same volume");
+    assert_eq!(machine.volume_of("Fresh")["running"], true);
+    lab.machine.die();
+}
+
+#[test]
 fn a_device_with_that_label_that_appears_meanwhile_comes_up() {
     let lab = Lab::new();
     let machine = &lab.machine;

@@ -92,6 +92,7 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<(), SetError> {
         let (_turn, volume) = self.turn_of(name).await?;
+        let name = &volume.name();
         let link = flash_link(&volume)?;
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
@@ -108,7 +109,7 @@ impl Hub {
         };
         let refused = |errno| match errno {
             EBUSY => SetError::Busy(format!("{name} cannot shrink while somebody has it open")),
-            _ => SetError::Register(name.into(), errno),
+            _ => SetError::Register(name.clone(), errno),
         };
         if new >= old {
             // What a crash may have left there when it shrank once.

@@ -289,7 +289,7 @@ impl Hub {
             )));
         }
         if !volume.is_running() {
-            self.check_unused(name)?;
+            self.check_unused(&volume.name())?;
         }
         self.join(&volume, &set, discard_dirty).await?;
         if volume.is_running() {
@@ -339,7 +339,7 @@ impl Hub {
                 "the cache set of {name} has stopped"
             )));
         };
-        self.check_unused(name)?;
+        self.check_unused(&volume.name())?;
         volume.accept_size.set(true);
         self.join(&volume, &set, discard_dirty).await?;
         self.show(&volume)
@@ -377,7 +377,7 @@ impl Hub {
                 sb.set_uuid
             )));
         }
-        self.check_unused(name)?;
+        self.check_unused(&volume.name())?;
         backing
             .change(|sb| sb.set_state(BackingState::Stale))
             .await
