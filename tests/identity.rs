@@ -229,6 +229,13 @@ fn an_older_copy_in_the_place_of_the_device_is_refused() {
     assert_eq!(rolled_back.writes.get(), 0);
     let said = json!({"force": true, "discard_dirty": true});
     machine.create("fast", "slow", said).expect("it was said");
+    assert_eq!(machine.write("Vol0", 0, 64, 9), Outcome::Success);
+    assert_eq!(machine.flush("Vol0"), Outcome::Success);
+    machine.die();
+    // Said once, it is the device.
+    let machine = appeared(&[&fast, &rolled_back]);
+    assert_eq!(running(&machine), pairs(&[("Vol0", "slow")]));
+    assert!(machine.holds("Vol0", 0, 64, 9));
     machine.die();
 }
 

@@ -539,6 +539,39 @@ fn labelled(machine: &Machine, bdev: &str, label: &str, uuid: [u8; 16]) {
 /// The lowest UUID.
 const LOW: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
+#[test]
+fn a_volume_that_went_on_without_its_cache_is_noted_when_it_has_it_again() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.make_clean();
+    machine.unplug(&lab.fast);
+    rename(machine, "Vol0", "Fresh").expect("a free name");
+    machine.replug(&lab.fast);
+    machine.until("its cache", || machine.volume()["set"] != Value::Null);
+    machine.pass(2_000_000);
+    assert_eq!(known_name(machine, 0), "Fresh");
+    assert_noted(&lab.machine, &lab.slow);
+    lab.machine.die();
+}
+
+/// The first entry of the set's table has the sequence number of a device.
+fn assert_noted(machine: &Machine, medium: &Medium) {
+    let noted = machine.hub.sets()[0].uuids()[0].backing_seq;
+    assert_eq!(noted, backing_super(medium).seq);
+}
+
+#[test]
+fn a_volume_that_gives_its_name_up_is_noted_all_the_same() {
+    let lab = Lab::new();
+    let slow = lab.slow.clone();
+    let machine = lab.after_a_cut_without_buckets();
+    labelled(&machine, "low", "Vol0", LOW);
+    assert_eq!(machine.volume_of("Vol0")["backing_bdev"], "low");
+    machine.pass(2_000_000);
+    assert_noted(&machine, &slow);
+    machine.die();
+}
+
 /// A volume that runs under a longer name, because a device has the one that it wants.
 fn longer(lab: &Lab) -> String {
     let machine = &lab.machine;

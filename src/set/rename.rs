@@ -46,7 +46,7 @@ impl Hub {
         if let (Some(link), Some(backing)) = (link, &volume.backing) {
             let noted = self.note_now(&link.set, link.volume.inode, backing).await;
             if !noted {
-                self.note_soon(&link.set, &volume);
+                self.note_soon(&volume);
             }
         }
         Ok(())
