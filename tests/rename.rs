@@ -505,6 +505,32 @@ fn a_volume_that_is_run_behind_its_renaming_needs_its_old_name_no_more() {
 }
 
 #[test]
+fn options_that_wait_for_the_new_name_are_the_volumes() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let options = json!({"name": "Fresh", "writeback_percent": 40, "when_up": true});
+    machine.must("bdev_bcache_set_options", options);
+    rename(machine, "Vol0", "Fresh").expect("a free name");
+    let options = &machine.volume()["options"];
+    assert_eq!(options["writeback_percent"], 40);
+    assert_eq!(options["writeback_running"], false, "it had that");
+    assert!(machine.hub.later().volumes.is_empty());
+    // Of one that waits, its own are not forgotten.
+    machine.unplug(&lab.fast);
+    machine.must(
+        "bdev_bcache_set_options",
+        json!({"name": "Other", "writeback_percent": 30, "when_up": true}),
+    );
+    rename(machine, "Fresh", "Other").expect("a free name");
+    machine.replug(&lab.fast);
+    machine.until("its cache", || machine.volume()["set"] != Value::Null);
+    let options = &machine.volume()["options"];
+    assert_eq!(options["writeback_percent"], 30);
+    assert_eq!(options["writeback_running"], false);
+    lab.machine.die();
+}
+
+#[test]
 fn a_device_with_that_label_that_appears_meanwhile_comes_up() {
     let lab = Lab::new();
     let machine = &lab.machine;

@@ -83,6 +83,19 @@ impl Hub {
         change.await
     }
 
+    /// Options that wait for a volume stay its own under its new name; so become those that wait for one
+    /// of that name.
+    fn take_options(&self, volume: &Rc<Volume>, old: &str) {
+        let mut later = self.later.borrow_mut();
+        if let Some(mut options) = later.volumes.remove(old) {
+            let of_name = later.volumes.remove(&volume.name());
+            options.update(of_name.unwrap_or_default());
+            later.volumes.insert(volume.name(), options);
+        }
+        drop(later);
+        self.apply_later(volume);
+    }
+
     /// Gives the bdev and the tables a volume's new name.
     fn take_name(&self, volume: &Rc<Volume>, new: &str) -> Result<(), SetError> {
         volume.check_open()?;
@@ -99,10 +112,7 @@ impl Hub {
             volumes.remove(&old);
             volumes.insert(new.into(), volume.clone());
             volume.set_name(new);
-            let mut later = self.later.borrow_mut();
-            if let Some(options) = later.volumes.remove(&old) {
-                later.volumes.insert(new.into(), options);
-            }
+            self.take_options(volume, &old);
             log::info!("volume {old} is called {new} now");
             self.waits.has_come(new);
         }
