@@ -696,3 +696,28 @@ fn a_set_is_unregistered_while_a_volume_of_it_gets_the_name_that_it_wants() {
     assert!(machine.hub.sets().is_empty());
     lab.machine.die();
 }
+
+#[test]
+fn a_volume_that_is_taken_down_to_wait_is_listed_whatever_has_its_name() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.make_clean();
+    labelled(machine, "slow1", "Vol0", [0xff; 16]);
+    let stops = json!({"name": "Vol0", "stop_when_cache_set_failed": "always"});
+    machine.must("bdev_bcache_set_options", stops);
+    let hub = machine.hub.clone();
+    let removal = machine.start(async move { hub.removed("fast").await });
+    while removal.borrow().is_none() {
+        let params = json!({"name": "Vol0-ffffffff", "new_name": "Vol0"});
+        lab.begin("bdev_bcache_rename", params);
+        machine.turn();
+    }
+    machine.pass(1_000_000);
+    let all = machine.hub.volumes().into_iter();
+    let mut bdevs: Vec<_> = all
+        .filter_map(|v| v.backing.as_ref().map(|b| b.disk.name()))
+        .collect();
+    bdevs.sort();
+    assert_eq!(bdevs, ["slow", "slow1"], "{:?}", names(machine));
+    lab.machine.die();
+}
