@@ -13,7 +13,7 @@ use super::claims::Key;
 use super::error::SetError;
 use super::format::{self, LABEL_BYTES};
 use super::hub::Hub;
-use super::turns::Place;
+use super::turns::{Place, Turn};
 use super::volume::Volume;
 
 /// What the bdev layer answers when a name is another bdev's.
@@ -27,8 +27,7 @@ impl Hub {
     /// that it has.
     pub async fn rename(&self, name: &str, new: &str) -> Result<(), SetError> {
         let label = format::label(new)?;
-        let new_place = [Place::Volume(new.into())];
-        let (_turn, volume) = self.turn_of_with(name, &new_place).await?;
+        let (_turn, volume) = self.turn_to_rename(name, new).await?;
         let mut claim = self.claims.none();
         claim.add(Key::Name(new.into()))?;
         self.check_new_name(&volume, new)?;
@@ -50,6 +49,20 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// A turn on a volume, on the name that it is to have, and on its bdev as a device: nothing is just
+    /// being made of it under the name that it has.
+    async fn turn_to_rename(&self, name: &str, new: &str) -> Result<(Turn, Rc<Volume>), SetError> {
+        let mut own = name.to_string();
+        loop {
+            let more = [Place::Volume(new.into()), Place::Device(own.clone())];
+            let (turn, volume) = self.turn_of_with(&own, &more).await?;
+            if volume.name() == own {
+                return Ok((turn, volume));
+            }
+            own = volume.name();
+        }
     }
 
     /// # Errors
