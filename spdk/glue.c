@@ -319,7 +319,6 @@ int
 bcache_volume_rename(struct spdk_bdev *bdev, const char *text)
 {
 	struct spdk_bdev *holder = spdk_bdev_get_by_name(text);
-	char *old = bdev->name;
 	struct volume_name *name;
 	int rc = 0;
 
@@ -339,6 +338,8 @@ bcache_volume_rename(struct spdk_bdev *bdev, const char *text)
 		__atomic_store_n(&bdev->name, name->text, __ATOMIC_RELEASE);
 	}
 #else
+	char *old = bdev->name;
+
 	if (holder != NULL) {
 		spdk_bdev_alias_del(bdev, text);
 	}
