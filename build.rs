@@ -164,7 +164,7 @@ mod spdk {
         spdk_bdev_desc_get_bdev|spdk_bdev_close|spdk_bdev_get_name|spdk_bdev_get_by_name|\
         spdk_bdev_get_block_size|spdk_bdev_get_num_blocks|spdk_bdev_get_buf_align|\
         spdk_bdev_has_write_cache|spdk_bdev_module_release_bdev|\
-        spdk_bdev_register|spdk_bdev_unregister|spdk_bdev_destruct_done|\
+        spdk_bdev_register|spdk_bdev_unregister|spdk_bdev_destruct_done|spdk_bdev_alias_del_all|\
         spdk_poller_register_named|spdk_poller_unregister|spdk_get_ticks|spdk_get_ticks_hz|\
         spdk_dma_malloc|spdk_dma_zmalloc|spdk_dma_free|spdk_get_thread|spdk_thread_send_msg|\
         spdk_io_device_register|spdk_io_device_unregister|\

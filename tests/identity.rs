@@ -213,8 +213,13 @@ fn an_older_copy_in_the_place_of_the_device_is_refused() {
     machine
         .create("fast", "slow", json!({}))
         .expect("attached again");
+    for mode in ["writethrough", "writearound", "none", "writeback"] {
+        let params = json!({"name": "Vol0", "mode": mode});
+        machine.must("bdev_bcache_set_cache_mode", params);
+    }
     stop(machine);
     let machine = appeared(&[&fast, &slow]);
+    machine.pass(1_000_000);
     assert_eq!(machine.write("Vol0", 0, 64, 8), Outcome::Success);
     assert_eq!(machine.flush("Vol0"), Outcome::Success);
     stop(machine);
@@ -227,9 +232,23 @@ fn an_older_copy_in_the_place_of_the_device_is_refused() {
         "{why}"
     );
     assert_eq!(rolled_back.writes.get(), 0);
-    let said = json!({"force": true, "discard_dirty": true});
-    machine.create("fast", "slow", said).expect("it was said");
-    machine.die();
+    stop(machine);
+    for set_runs in [true, false] {
+        let (fast, slow) = (copy(&fast, "fast"), copy(&rolled_back, "slow"));
+        let machine = Machine::new(&[&slow]);
+        match set_runs {
+            true => machine.replug(&fast),
+            false => machine.plug(&fast),
+        }
+        let said = json!({"force": true, "discard_dirty": true});
+        machine.create("fast", "slow", said).expect("it was said");
+        machine.die();
+        // Said once, it is the device.
+        let machine = appeared(&[&fast, &slow]);
+        let expected = pairs(&[("Vol0", "slow")]);
+        assert_eq!(running(&machine), expected, "set runs: {set_runs}");
+        machine.die();
+    }
 }
 
 #[test]

@@ -282,3 +282,20 @@ fn a_volume_that_is_detached_while_its_cache_device_is_gone_does_not_come_back_t
         lab.machine.die();
     }
 }
+
+#[test]
+fn options_of_a_volume_that_is_deleted_without_its_cache_are_kept_all() {
+    let lab = Lab::new("writeback");
+    lab.option("writeback_percent", json!(40));
+    lab.option("io_error_limit", json!(5));
+    lab.remove();
+    let name = json!({"name": "Vol0"});
+    lab.machine.must("bdev_bcache_delete", name);
+    lab.give_back();
+    lab.machine.register("slow").expect("its set runs");
+    let options = &lab.machine.volume()["options"];
+    assert_eq!(options["io_error_limit"], 5);
+    assert_eq!(options["writeback_percent"], 40);
+    assert_eq!(options["writeback_running"], false);
+    lab.machine.die();
+}

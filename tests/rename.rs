@@ -5,13 +5,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
+use spdk_bcache::format::superblock::{BackingSuper, SUPER_SECTOR};
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
 use spdk_bcache::rpc::{self, RpcError};
 use spdk_bcache::set::host::Host;
 use spdk_bcache::sim::disk::Medium;
 use spdk_bcache::sim::machine::{Machine, backing_super, blank};
-use spdk_bcache::units::Sector;
+use spdk_bcache::stats::TICK_S;
+use spdk_bcache::units::{Sector, Uuid};
 
 type Call = Rc<RefCell<Option<Result<Value, RpcError>>>>;
 
@@ -64,8 +66,25 @@ impl Lab {
         call.borrow_mut().take().expect("it has ended")
     }
 
+    fn make_clean(&self) {
+        let machine = &self.machine;
+        let on = json!({"name": "Vol0", "writeback_running": true});
+        machine.must("bdev_bcache_set_options", on);
+        machine.must("bdev_bcache_flush_start", json!({"name": "Vol0"}));
+        machine.until("write-back", || machine.volume()["state"] == "clean");
+    }
+
     fn silence(&self, bdev: &str, silent: bool) {
         self.machine.host.silence(bdev).set(silent);
+    }
+
+    /// As [`after_a_cut`](Self::after_a_cut), with its volume up before the set has a free bucket.
+    fn after_a_cut_without_buckets(self) -> Machine {
+        self.machine.lose_power(&[&self.fast, &self.slow]);
+        let machine = Machine::new(&[]);
+        machine.replug(&self.slow);
+        machine.replug(&self.fast);
+        machine
     }
 
     /// The same devices after a power cut, examined by another machine.
@@ -430,5 +449,275 @@ fn of_two_calls_for_one_name_one_gets_it() {
     let done = calls.map(|call| lab.end(&call).is_ok());
     assert_eq!(done, [true, false]);
     assert_eq!(names(machine), ["Fresh", "Vol1"]);
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_that_is_resized_behind_its_renaming_has_its_size() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let params = json!({"set": machine.uuid(), "name": "Fla0", "size_mb": 1});
+    machine.must("bdev_bcache_create_flash_volume", params);
+    lab.silence("fast", true);
+    let params = json!({"name": "Fla0", "new_name": "Flint"});
+    let call = lab.begin("bdev_bcache_rename", params);
+    machine.pass(10_000);
+    let sizes = [2, 1].map(|size_mb| {
+        let params = json!({"name": "Fla0", "size_mb": size_mb});
+        lab.begin("bdev_bcache_resize_flash_volume", params)
+    });
+    machine.pass(10_000);
+    lab.silence("fast", false);
+    lab.end(&call).expect("a free name");
+    for call in sizes {
+        lab.end(&call).expect("the same volume");
+    }
+    let told = [4096, 2048].map(|sectors| ("Flint".to_string(), sectors));
+    assert_eq!(*machine.host.resized.borrow(), told);
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_that_is_run_behind_its_renaming_needs_its_old_name_no_more() {
+    let lab = Lab::new();
+    let slow = lab.slow.clone();
+    lab.machine.lose_power(&[&lab.fast, &slow]);
+    let machine = Machine::new(&[]);
+    machine.replug(&slow);
+    let lab = Lab {
+        fast: lab.fast,
+        slow,
+        machine,
+    };
+    let machine = &lab.machine;
+    lab.silence("slow", true);
+    let call = lab.begin_rename("Fresh");
+    machine.pass(10_000);
+    let params = json!({"name": "Vol0", "discard_dirty": true});
+    let run = lab.begin("bdev_bcache_run", params);
+    machine.pass(10_000);
+    machine.plug(&blank("Vol0"));
+    lab.silence("slow", false);
+    lab.end(&call).expect("a free name");
+    lab.end(&run).expect("the same volume");
+    assert_eq!(machine.volume_of("Fresh")["running"], true);
+    lab.machine.die();
+}
+
+#[test]
+fn options_that_wait_for_the_new_name_are_the_volumes() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let options = json!({"name": "Fresh", "writeback_percent": 40, "when_up": true});
+    machine.must("bdev_bcache_set_options", options);
+    rename(machine, "Vol0", "Fresh").expect("a free name");
+    let options = &machine.volume()["options"];
+    assert_eq!(options["writeback_percent"], 40);
+    assert_eq!(options["writeback_running"], false, "it had that");
+    assert!(machine.hub.later().volumes.is_empty());
+    // Of one that waits, its own are not forgotten.
+    machine.unplug(&lab.fast);
+    machine.must(
+        "bdev_bcache_set_options",
+        json!({"name": "Other", "writeback_percent": 30, "when_up": true}),
+    );
+    rename(machine, "Fresh", "Other").expect("a free name");
+    machine.replug(&lab.fast);
+    machine.until("its cache", || machine.volume()["set"] != Value::Null);
+    let options = &machine.volume()["options"];
+    assert_eq!(options["writeback_percent"], 30);
+    assert_eq!(options["writeback_running"], false);
+    lab.machine.die();
+}
+
+#[test]
+fn a_device_with_that_label_that_appears_meanwhile_comes_up() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.silence("slow", true);
+    let call = lab.begin_rename("Fresh");
+    machine.pass(10_000);
+    labelled(machine, "slow1", "Fresh", [5; 16]);
+    assert_eq!(names(machine), ["Fresh-05050505", "Vol0"]);
+    // Who names a volume so is told to try again.
+    machine.must("bdev_bcache_delete", json!({"name": "Fresh-05050505"}));
+    let params = json!({"bdev_name": "slow1", "name": "Fresh"});
+    let why = message(machine.call("bdev_bcache_register", params));
+    assert!(why.contains("try again"), "{why}");
+    let params = json!({"set": machine.uuid(), "name": "Fresh", "size_mb": 1});
+    let flash = lab.begin("bdev_bcache_create_flash_volume", params);
+    lab.silence("slow", false);
+    lab.end(&call).expect("a free name");
+    message(lab.end(&flash));
+    assert_eq!(names(machine), ["Fresh"]);
+    lab.machine.die();
+}
+
+/// A device without a cache that appears, with a label.
+fn labelled(machine: &Machine, bdev: &str, label: &str, uuid: [u8; 16]) {
+    let medium = blank(bdev);
+    let mut sb = BackingSuper::new(Uuid(uuid), 1, Sector(16)).expect("a superblock");
+    sb.label[..label.len()].copy_from_slice(label.as_bytes());
+    medium.poke(SUPER_SECTOR, &sb.encode());
+    machine.replug(&medium);
+}
+
+/// The lowest UUID.
+const LOW: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+#[test]
+fn a_volume_that_went_on_without_its_cache_is_noted_when_it_has_it_again() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.make_clean();
+    machine.unplug(&lab.fast);
+    rename(machine, "Vol0", "Fresh").expect("a free name");
+    machine.replug(&lab.fast);
+    machine.until("its cache", || machine.volume()["set"] != Value::Null);
+    machine.pass(2_000_000);
+    assert_eq!(known_name(machine, 0), "Fresh");
+    assert_noted(&lab.machine, &lab.slow);
+    lab.machine.die();
+}
+
+/// The first entry of the set's table has the sequence number of a device.
+fn assert_noted(machine: &Machine, medium: &Medium) {
+    let noted = machine.hub.sets()[0].uuids()[0].backing_seq;
+    assert_eq!(noted, backing_super(medium).seq);
+}
+
+#[test]
+fn a_volume_that_gives_its_name_up_is_noted_all_the_same() {
+    let lab = Lab::new();
+    let slow = lab.slow.clone();
+    let machine = lab.after_a_cut_without_buckets();
+    labelled(&machine, "low", "Vol0", LOW);
+    assert_eq!(machine.volume_of("Vol0")["backing_bdev"], "low");
+    machine.pass(2_000_000);
+    assert_noted(&machine, &slow);
+    machine.die();
+}
+
+/// A volume that runs under a longer name, because a device has the one that it wants.
+fn longer(lab: &Lab) -> String {
+    let machine = &lab.machine;
+    machine.plug(&blank("Same"));
+    labelled(machine, "slow1", "Same", [9; 16]);
+    assert_eq!(names(machine)[0], "Same-09090909");
+    machine.host.withdraw("Same");
+    names(machine)[0].clone()
+}
+
+/// Goes on until the bdev of a volume is about to go, with I/O under way.
+fn until_it_goes(machine: &Machine, name: &str) {
+    let (exec, tick_us) = (machine.exec.clone(), TICK_S * 1_000_000);
+    let rest_us = tick_us - machine.sched.now_us() % tick_us - 500;
+    machine.run(async move { exec.sleep_us(rest_us).await });
+    for _ in 0..10_000 {
+        if machine.host.is_going(name) {
+            return;
+        }
+        machine.issue(name, Kind::Read, 0, vec![0; 4096], 8);
+        machine.turn();
+    }
+    panic!("{name} keeps its name");
+}
+
+#[test]
+fn a_name_that_a_volume_is_about_to_have_is_refused() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let long = longer(&lab);
+    until_it_goes(machine, &long);
+    let call = lab.begin_rename("Same");
+    message(lab.end(&call));
+    assert_eq!(names(machine), ["Same", "Vol0"]);
+    assert_eq!(machine.host.shown(), ["Same", "Vol0"]);
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_whose_name_is_taken_while_it_is_about_to_have_it_keeps_the_one_it_has() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    let long = longer(&lab);
+    until_it_goes(machine, &long);
+    machine.plug(&blank("Same"));
+    machine.pass(1_000_000);
+    assert_eq!(machine.host.shown(), [&*long, "Vol0"]);
+    assert_ne!(machine.volume_of(&long)["reason"], Value::Null);
+    machine.host.withdraw("Same");
+    machine.pass(30_000_000);
+    assert_eq!(machine.host.shown(), ["Same", "Vol0"]);
+    lab.machine.die();
+}
+
+#[test]
+fn a_call_that_waits_follows_a_volume_that_gives_its_name_up() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    labelled(machine, "high", "Same", [9; 16]);
+    lab.silence("slow", true);
+    let mode = json!({"name": "Vol0", "mode": "writethrough"});
+    let mode = lab.begin("bdev_bcache_set_cache_mode", mode);
+    machine.pass(10_000);
+    let attach = json!({"name": "Same", "set": machine.set()["set"]});
+    let attach = lab.begin("bdev_bcache_attach", attach);
+    machine.pass(10_000);
+    labelled(machine, "low", "Same", LOW);
+    assert_eq!(machine.volume_of("Same")["backing_bdev"], "low");
+    lab.silence("slow", false);
+    lab.end(&mode).expect("a volume");
+    lab.end(&attach).expect("a volume");
+    let attached = |name: &str| machine.volume_of(name)["set"] != Value::Null;
+    assert!(attached("Same-09090909"), "it was meant");
+    assert!(!attached("Same"));
+    lab.machine.die();
+}
+
+#[test]
+fn a_set_is_unregistered_while_a_volume_of_it_gets_the_name_that_it_wants() {
+    let (lab, _other) = Lab::with_other();
+    let machine = &lab.machine;
+    machine.must("bdev_bcache_delete", json!({"name": "Vol1"}));
+    machine.plug(&blank("Vol1"));
+    machine.register("slow1").expect("its set runs");
+    assert!(names(machine)[1].starts_with("Vol1-"));
+    lab.silence("slow", true);
+    let job = json!({"set": machine.uuid()});
+    let job = lab.begin("bdev_bcache_unregister_set", job);
+    machine.pass(100_000);
+    machine.host.withdraw("Vol1");
+    machine.pass(30_000_000);
+    assert_eq!(names(machine), ["Vol0", "Vol1"]);
+    lab.silence("slow", false);
+    lab.end(&job).expect("both volumes are there");
+    assert_eq!(names(machine), ["Vol0", "Vol1"]);
+    assert!(machine.hub.sets().is_empty());
+    lab.machine.die();
+}
+
+#[test]
+fn a_volume_that_is_taken_down_to_wait_is_listed_whatever_has_its_name() {
+    let lab = Lab::new();
+    let machine = &lab.machine;
+    lab.make_clean();
+    labelled(machine, "slow1", "Vol0", [0xff; 16]);
+    let stops = json!({"name": "Vol0", "stop_when_cache_set_failed": "always"});
+    machine.must("bdev_bcache_set_options", stops);
+    let hub = machine.hub.clone();
+    let removal = machine.start(async move { hub.removed("fast").await });
+    while removal.borrow().is_none() {
+        let params = json!({"name": "Vol0-ffffffff", "new_name": "Vol0"});
+        lab.begin("bdev_bcache_rename", params);
+        machine.turn();
+    }
+    machine.pass(1_000_000);
+    let all = machine.hub.volumes().into_iter();
+    let mut bdevs: Vec<_> = all
+        .filter_map(|v| v.backing.as_ref().map(|b| b.disk.name()))
+        .collect();
+    bdevs.sort();
+    assert_eq!(bdevs, ["slow", "slow1"], "{:?}", names(machine));
     lab.machine.die();
 }

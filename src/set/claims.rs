@@ -59,6 +59,12 @@ impl Claims {
         }
     }
 
+    /// # Errors
+    /// An operation holds a key.
+    pub(super) fn check(&self, key: &Key) -> Result<(), SetError> {
+        check(&self.0.held.borrow(), key)
+    }
+
     /// Claims bdevs, all at once, as soon as no other operation holds any of them.
     pub(super) async fn bdevs(&self, names: &[&str]) -> Claim {
         let keys: Vec<Key> = names.iter().map(|name| Key::Bdev((*name).into())).collect();
@@ -87,15 +93,20 @@ impl Claim {
             return Ok(());
         }
         let mut held = self.table.held.borrow_mut();
-        if held.contains(&key) {
-            return Err(SetError::Busy(format!(
-                "another call is using {}: try again when it is done",
-                key.text()
-            )));
-        }
+        check(&held, &key)?;
         held.push(key.clone());
         self.keys.push(key);
         Ok(())
+    }
+}
+
+fn check(held: &[Key], key: &Key) -> Result<(), SetError> {
+    match held.contains(key) {
+        false => Ok(()),
+        true => Err(SetError::Busy(format!(
+            "another call is using {}: try again when it is done",
+            key.text()
+        ))),
     }
 }
 

@@ -14,7 +14,7 @@ use super::format::{self, Content, Permission};
 use super::hub::Hub;
 use super::join::check_blocks;
 use super::members::Member;
-use super::turns::Place;
+use super::turns::{Place, Turn};
 use super::volume::{Backing, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheMode, CacheSuper};
@@ -116,11 +116,8 @@ impl Hub {
     /// # Errors
     /// See [`SetError`].
     pub async fn create(self: &Rc<Self>, mut c: Create) -> Result<String, SetError> {
-        c.cache_bdev = self.own_name(&c.cache_bdev);
-        c.backing_bdev = self.own_name(&c.backing_bdev);
         let label = format::label(&c.name)?;
-        check_two(&c)?;
-        let mut turn = self.turns.take(&c.places()).await;
+        let mut turn = self.turn_to_create(&mut c).await?;
         let mut claim = self.claim_for(&c).await?;
         if self.is_created(&c) {
             return Ok(c.name);
@@ -180,6 +177,21 @@ impl Hub {
         // The set may have been waited for by others.
         self.bring_up_waiting(&set).await;
         Ok(c.name)
+    }
+
+    /// A turn on the bdevs, under their own names, and on the volume's name. Where a bdev is one of our
+    /// volumes it may get another name before.
+    async fn turn_to_create(&self, c: &mut Create) -> Result<Turn, SetError> {
+        loop {
+            c.cache_bdev = self.own_name(&c.cache_bdev);
+            c.backing_bdev = self.own_name(&c.backing_bdev);
+            check_two(c)?;
+            let turn = self.turns.take(&c.places()).await;
+            let is_own = |name: &String| self.own_name(name) == *name;
+            if is_own(&c.cache_bdev) && is_own(&c.backing_bdev) {
+                return Ok(turn);
+            }
+        }
     }
 
     /// Reserves the bdevs and the name.

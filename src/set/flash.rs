@@ -34,6 +34,8 @@ impl Hub {
         let (_turn, set) = self.turn_of_set(set).await?;
         set.check_open()?;
         let label = format::label(name)?;
+        let mut claim = self.claims.none();
+        claim.add(Key::Name(name.into()))?;
         self.check_name(name)?;
         self.check_name_of_absent(Some(&set), name, None, |_| true)?;
         let sectors = flash_sectors(&set, size_mb, None)?;
@@ -46,6 +48,7 @@ impl Hub {
         let written = entry;
         set.change_uuids(|table| table[inode.0 as usize] = written)
             .await?;
+        drop(claim);
         self.show_flash(&set, inode, &entry).await
     }
 
@@ -89,6 +92,7 @@ impl Hub {
         discard_dirty: bool,
     ) -> Result<(), SetError> {
         let (_turn, volume) = self.turn_of(name).await?;
+        let name = &volume.name();
         let link = flash_link(&volume)?;
         let shared = volume.shared.borrow().clone();
         let shared = shared.ok_or_else(|| SetError::Busy(format!("{name} is not running")))?;
@@ -105,7 +109,7 @@ impl Hub {
         };
         let refused = |errno| match errno {
             EBUSY => SetError::Busy(format!("{name} cannot shrink while somebody has it open")),
-            _ => SetError::Register(name.into(), errno),
+            _ => SetError::Register(name.clone(), errno),
         };
         if new >= old {
             // What a crash may have left there when it shrank once.

@@ -14,6 +14,7 @@
 use std::rc::{Rc, Weak};
 
 use super::cache::CacheSet;
+use super::claims::Key;
 use super::error::SetError;
 use super::format::{self, LABEL_BYTES};
 use super::hub::Hub;
@@ -296,9 +297,10 @@ impl Hub {
         found.map_or(0, |(inode, set)| dirty_beyond(&set, inode, end))
     }
 
-    /// Whether a volume could have this name, which none has now.
+    /// Whether a volume could have this name, which none has now nor is about to have.
     fn is_free(&self, name: &str) -> bool {
-        self.check_name(name).is_ok()
+        let claimed = self.claims.check(&Key::Name(name.into()));
+        self.check_name(name).is_ok() && claimed.is_ok()
     }
 
     /// The name for a volume that comes up, and why it is not the one it wants. The caller has the
@@ -322,7 +324,8 @@ impl Hub {
         }
         let by = match self.volume(&wanted) {
             Ok(volume) => format!("volume {wanted} (UUID {})", volume.uuid),
-            Err(_) => format!("bdev {wanted}"),
+            Err(_) if self.host.is_taken(&wanted) => format!("bdev {wanted}"),
+            Err(_) => "another call".into(),
         };
         let mut longer = longer_names(&wanted, uuid).into_iter();
         let name = longer.find(|name| self.is_free(name));
@@ -330,6 +333,18 @@ impl Hub {
         let reason = format!("the name {wanted} is taken by {by}");
         log::warn!("the volume with UUID {uuid} comes up as {name}: {reason}");
         Ok((name, Some(reason)))
+    }
+
+    /// The name for a volume that is taken down and waits, which had this one, and why it is not the same:
+    /// another may have got it at once.
+    pub(super) fn name_to_wait(&self, had: &str, uuid: Uuid) -> Option<(String, Option<String>)> {
+        let claimed = self.claims.check(&Key::Name(had.into())).is_err();
+        if !claimed && !self.volumes.borrow().contains_key(had) {
+            return Some((had.into(), None));
+        }
+        let mut longer = longer_names(had, uuid).into_iter();
+        let reason = format!("the name {had} is taken by another volume");
+        Some((longer.find(|name| self.is_free(name))?, Some(reason)))
     }
 
     /// Gives a volume a longer name, because one with a lower UUID wants the one it has. False when
@@ -361,8 +376,15 @@ impl Hub {
         reason: Option<String>,
         in_turn: Option<Uuid>,
     ) -> Result<bool, SetError> {
+        let old = volume.name();
         let mut places = Self::places_of(volume);
         places.retain(|place| !matches!(place, Place::Set(set) if Some(*set) == in_turn));
+        // Nothing is just being made of it, and nothing else gets the name.
+        places.extend([Place::Device(old.clone()), Place::Volume(name.clone())]);
+        let mut claim = self.claims.none();
+        if claim.add(Key::Name(name.clone())).is_err() {
+            return Ok(false);
+        }
         let Some(_turn) = self.turns.try_take(&places) else {
             return Ok(false);
         };
@@ -375,8 +397,8 @@ impl Hub {
         }
         let was_running = volume.is_running();
         if was_running {
-            let hidden = self.host.hide(&volume.name()).await;
-            hidden.map_err(|e| SetError::Io(volume.name(), e))?;
+            let hidden = self.host.hide(&old).await;
+            hidden.map_err(|e| SetError::Io(old.clone(), e))?;
             // Its device may have gone meanwhile, or the process ends: it is not to come up again.
             if volume.check_open().is_err() {
                 return Ok(false);
@@ -386,18 +408,24 @@ impl Hub {
             .shared
             .take()
             .map_or(0, |shared| shared.size_sectors());
-        self.volumes.borrow_mut().remove(&volume.name());
-        let again = volume.renamed(name);
+        // A bdev of that name may have come meanwhile.
+        let is_free = self.check_name(&name).is_ok();
+        let (name, reason) = match is_free {
+            true => (name, reason),
+            false => (old.clone(), volume.reason.take()),
+        };
+        self.volumes.borrow_mut().remove(&old);
+        let again = volume.renamed(&name);
         *again.reason.borrow_mut() = reason;
         if !was_running {
             let mut volumes = self.volumes.borrow_mut();
             volumes.insert(again.name(), again);
-            return Ok(true);
+            return Ok(is_free);
         }
         let link = again.link.borrow().clone();
         let shared = again.view(link.as_ref(), flash_sectors);
         self.expose(&again, shared)?;
-        Ok(true)
+        Ok(is_free)
     }
 
     /// Gives volumes that run under a longer name the one they want, where that has become free and

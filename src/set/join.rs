@@ -99,8 +99,8 @@ impl Hub {
         let io = |e| SetError::Io(name.clone(), e);
         // What a clean key says is on the backing device must be durable there.
         backing.disk.flush().await.map_err(io)?;
-        let known = set.find_uuid(sb.uuid);
-        let kept = known.is_some() && is_member(&sb, set) && is_older(&sb, set).is_none();
+        let (known, seen) = (set.find_uuid(sb.uuid), is_older(&sb, set));
+        let kept = known.is_some() && is_member(&sb, set) && seen.is_none();
         let inode = match known {
             Some(inode) => inode,
             None => self.new_entry(set, volume, &sb).await?,
@@ -113,28 +113,31 @@ impl Hub {
             // for its size to come back, unless they are given up.
             drop_some(set, inode, end, !discard_dirty).await?;
         }
-        self.say_member(set, &backing, inode, kept).await?;
-        let noted = kept && self.note_now(set, inode, &backing).await;
+        self.say_member(set, &backing, inode, kept, seen).await?;
+        // A new entry says all that already.
+        let noted = known.is_none() || self.note_now(set, inode, &backing).await;
         // Its device may have gone meanwhile, and the volume with it.
         volume.check_open()?;
         let owned = set.add_volume(inode, Some(&backing));
         *volume.link.borrow_mut() = Some(Link::new(set, owned, &volume.totals));
         volume.lost.take();
-        if kept && !noted {
-            self.note_soon(set, volume);
+        if !noted {
+            self.note_soon(volume);
         }
         self.apply_later(volume);
         Ok(())
     }
 
     /// Makes the superblock of a backing device say that it is of a set. It is written each time, so
-    /// that a copy which was made before has a lower sequence number.
+    /// that a copy which was made before has a lower sequence number. That of an older copy which was
+    /// accepted gets past what the set has `seen`: it is the device from now on.
     async fn say_member(
         &self,
         set: &CacheSet,
         backing: &Backing,
         inode: Inode,
         kept: bool,
+        seen: Option<u64>,
     ) -> Result<(), SetError> {
         let (sb, name) = (backing.superblock(), backing.disk.name());
         let note = RanOn::new(backing.disk.kind(), backing.disk.size_sectors());
@@ -149,6 +152,7 @@ impl Hub {
         }
         let set_it = |sb: &mut BackingSuper| {
             sb.set_ran_on(&note);
+            sb.seq = sb.seq.max(seen.unwrap_or_default());
             sb.set_uuid = set.set_uuid();
             let stays = kept && sb.state() == BackingState::Dirty;
             sb.set_state(match dirty || stays {
@@ -218,31 +222,42 @@ impl Hub {
     }
 
     /// The same once the cache has a free bucket: one that has just been started has none yet. Ends
-    /// when the volume leaves the set.
-    pub(super) fn note_soon(&self, set: &Rc<CacheSet>, volume: &Rc<Volume>) {
-        let (me, set, volume) = (self.me.clone(), Rc::downgrade(set), Rc::downgrade(volume));
-        let (exec, mut wait_us) = (self.exec.clone(), NOTE_FIRST_US);
+    /// when the volume is in no set. One task does it for all that is to be noted of a volume.
+    pub(super) fn note_soon(&self, volume: &Rc<Volume>) {
+        // A volume that gives its name up is another one in the table, with the same flag.
+        let (noting, uuid) = (volume.noting.clone(), volume.uuid);
+        if noting.replace(true) {
+            return;
+        }
+        let (me, exec, mut wait_us) = (self.me.clone(), self.exec.clone(), NOTE_FIRST_US);
         self.exec.spawn(async move {
             loop {
                 exec.sleep_us(wait_us).await;
                 wait_us = (wait_us * 2).min(NOTE_AGAIN_US);
-                let (Some(hub), Some(volume)) = (me.upgrade(), volume.upgrade()) else {
-                    return;
-                };
-                let link = volume.link.borrow().clone();
-                let link = link.filter(|link| std::ptr::eq(Rc::as_ptr(&link.set), set.as_ptr()));
-                let (Some(link), Some(backing)) = (link, &volume.backing) else {
-                    return;
-                };
-                let place = Place::Set(link.set.set_uuid());
-                let Some(_turn) = hub.turns.try_take(&[place]) else {
-                    continue;
-                };
-                if hub.note_now(&link.set, link.volume.inode, backing).await {
-                    return;
+                let Some(hub) = me.upgrade() else { break };
+                if hub.note_of(uuid).await {
+                    break;
                 }
             }
+            noting.set(false);
         });
+    }
+
+    /// Notes a volume in the table of its set; true when it is noted, or in no set any more.
+    async fn note_of(&self, uuid: Uuid) -> bool {
+        let place = |volume: &Rc<Volume>| {
+            let (link, backing) = (volume.link.borrow().clone(), volume.backing.clone());
+            link.zip(backing).filter(|_| volume.uuid == uuid)
+        };
+        let found = self.volumes.borrow().values().find_map(place);
+        let Some((link, backing)) = found else {
+            return true;
+        };
+        let place = Place::Set(link.set.set_uuid());
+        let Some(_turn) = self.turns.try_take(&[place]) else {
+            return false;
+        };
+        self.note_now(&link.set, link.volume.inode, &backing).await
     }
 
     async fn new_entry(
@@ -289,7 +304,7 @@ impl Hub {
             )));
         }
         if !volume.is_running() {
-            self.check_unused(name)?;
+            self.check_unused(&volume.name())?;
         }
         self.join(&volume, &set, discard_dirty).await?;
         if volume.is_running() {
@@ -339,7 +354,7 @@ impl Hub {
                 "the cache set of {name} has stopped"
             )));
         };
-        self.check_unused(name)?;
+        self.check_unused(&volume.name())?;
         volume.accept_size.set(true);
         self.join(&volume, &set, discard_dirty).await?;
         self.show(&volume)
@@ -377,7 +392,7 @@ impl Hub {
                 sb.set_uuid
             )));
         }
-        self.check_unused(name)?;
+        self.check_unused(&volume.name())?;
         backing
             .change(|sb| sb.set_state(BackingState::Stale))
             .await

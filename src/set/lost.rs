@@ -103,10 +103,12 @@ impl Hub {
     async fn take_down_to_wait(&self, volume: Rc<Volume>) {
         self.begin_close(&volume).wait().await;
         let goes = volume.backing.as_ref().is_none_or(|b| b.goes.get());
-        if goes || self.volumes.borrow().contains_key(&volume.name()) {
+        let name = self.name_to_wait(&volume.name(), volume.uuid);
+        let (false, Some((name, reason))) = (goes, name) else {
             return;
-        }
-        let again = Volume::new(volume.name(), volume.uuid, volume.backing.clone());
+        };
+        let again = Volume::new(name, volume.uuid, volume.backing.clone());
+        *again.reason.borrow_mut() = reason;
         self.admit(&again);
     }
 

@@ -337,7 +337,9 @@ impl Hub {
         let options = changed_of_volume(volume);
         if !options.is_empty() {
             let mut later = self.later.borrow_mut();
-            later.volumes.insert(volume.name(), options);
+            // Those that need a cache may wait for it still.
+            let kept = later.volumes.entry(volume.name()).or_default();
+            kept.update(options);
         }
     }
 

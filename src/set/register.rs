@@ -69,8 +69,7 @@ impl Hub {
         bdev: &str,
         how: &RegisterAs,
     ) -> Result<Registered, SetError> {
-        let bdev = self.own_name(bdev);
-        let mut turn = self.turns.take(&[Place::Device(bdev.clone())]).await;
+        let (mut turn, bdev) = self.turn_of_bdev(bdev).await;
         let mut claim = self.claims.bdevs(&[&bdev]).await;
         if let Some(set) = self.set_on(&bdev) {
             how.check_cache(&bdev)?;
@@ -107,6 +106,17 @@ impl Hub {
                 Ok(registered_cache(&set))
             }
             Super::Backing(sb) => self.register_backing(turn, disk, sb, how, claim).await,
+        }
+    }
+
+    /// A turn on a bdev, which may get another name before, and its own name.
+    async fn turn_of_bdev(&self, bdev: &str) -> (Turn, String) {
+        loop {
+            let own = self.own_name(bdev);
+            let turn = self.turns.take(&[Place::Device(own.clone())]).await;
+            if self.own_name(bdev) == own {
+                return (turn, own);
+            }
         }
     }
 
@@ -150,6 +160,7 @@ impl Hub {
         let label = match &how.name {
             Some(name) => {
                 self.check_name(name)?;
+                self.claims.check(&Key::Name(name.clone()))?;
                 Some(format::label(name)?)
             }
             None => None,

@@ -13,7 +13,7 @@ use super::claims::Key;
 use super::error::SetError;
 use super::format::{self, LABEL_BYTES};
 use super::hub::Hub;
-use super::turns::Place;
+use super::turns::{Place, Turn};
 use super::volume::Volume;
 
 /// What the bdev layer answers when a name is another bdev's.
@@ -27,8 +27,7 @@ impl Hub {
     /// that it has.
     pub async fn rename(&self, name: &str, new: &str) -> Result<(), SetError> {
         let label = format::label(new)?;
-        let new_place = [Place::Volume(new.into())];
-        let (_turn, volume) = self.turn_of_with(name, &new_place).await?;
+        let (_turn, volume) = self.turn_to_rename(name, new).await?;
         let mut claim = self.claims.none();
         claim.add(Key::Name(new.into()))?;
         self.check_new_name(&volume, new)?;
@@ -46,10 +45,24 @@ impl Hub {
         if let (Some(link), Some(backing)) = (link, &volume.backing) {
             let noted = self.note_now(&link.set, link.volume.inode, backing).await;
             if !noted {
-                self.note_soon(&link.set, &volume);
+                self.note_soon(&volume);
             }
         }
         Ok(())
+    }
+
+    /// A turn on a volume, on the name that it is to have, and on its bdev as a device: nothing is just
+    /// being made of it under the name that it has.
+    async fn turn_to_rename(&self, name: &str, new: &str) -> Result<(Turn, Rc<Volume>), SetError> {
+        let mut own = name.to_string();
+        loop {
+            let more = [Place::Volume(new.into()), Place::Device(own.clone())];
+            let (turn, volume) = self.turn_of_with(&own, &more).await?;
+            if volume.name() == own {
+                return Ok((turn, volume));
+            }
+            own = volume.name();
+        }
     }
 
     /// # Errors
@@ -83,6 +96,19 @@ impl Hub {
         change.await
     }
 
+    /// Options that wait for a volume stay its own under its new name; so become those that wait for one
+    /// of that name.
+    fn take_options(&self, volume: &Rc<Volume>, old: &str) {
+        let mut later = self.later.borrow_mut();
+        if let Some(mut options) = later.volumes.remove(old) {
+            let of_name = later.volumes.remove(&volume.name());
+            options.update(of_name.unwrap_or_default());
+            later.volumes.insert(volume.name(), options);
+        }
+        drop(later);
+        self.apply_later(volume);
+    }
+
     /// Gives the bdev and the tables a volume's new name.
     fn take_name(&self, volume: &Rc<Volume>, new: &str) -> Result<(), SetError> {
         volume.check_open()?;
@@ -99,10 +125,7 @@ impl Hub {
             volumes.remove(&old);
             volumes.insert(new.into(), volume.clone());
             volume.set_name(new);
-            let mut later = self.later.borrow_mut();
-            if let Some(options) = later.volumes.remove(&old) {
-                later.volumes.insert(new.into(), options);
-            }
+            self.take_options(volume, &old);
             log::info!("volume {old} is called {new} now");
             self.waits.has_come(new);
         }

@@ -204,13 +204,11 @@ impl Hub {
             let own = places.clone();
             places.extend_from_slice(more);
             // Not held while others are waited for: its backing device may be about to go.
-            let before = Rc::downgrade(&volume);
+            let (before, named) = (Rc::downgrade(&volume), volume.name.clone());
             drop(volume);
             let turn = self.turns.take(&places).await;
             // The volume may have left its set, have gone, or have another name since.
-            if let Some(volume) = before.upgrade() {
-                name = volume.name();
-            }
+            name = named.get();
             let now = self.volume(&name).ok();
             let same = |v: &Rc<Volume>| std::ptr::eq(Rc::as_ptr(v), before.as_ptr());
             if let Some(volume) = now.filter(|v| same(v) && Self::places_of(v) == own) {

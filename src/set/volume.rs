@@ -257,6 +257,8 @@ pub struct Volume {
     pub(super) closing: RefCell<Option<Rc<Closing>>>,
     /// Why it does not run, or not under the name that it wants.
     pub reason: RefCell<Option<String>>,
+    /// A task waits until it can be noted in its set's table.
+    pub(super) noting: Rc<Cell<bool>>,
     /// It was started although the cache has dirty data beyond the end of its backing device.
     pub accept_size: Cell<bool>,
 }
@@ -281,14 +283,17 @@ impl Volume {
             lost: RefCell::default(),
             closing: RefCell::default(),
             reason: RefCell::default(),
+            noting: Rc::default(),
             accept_size: Cell::new(false),
         })
     }
 
-    /// The same volume under another name, not shown; this one has no link any more.
-    pub(super) fn renamed(&self, name: String) -> Rc<Volume> {
+    /// The same volume under another name, not shown; this one has no link any more. What has the
+    /// cell of its name follows it.
+    pub(super) fn renamed(&self, name: &str) -> Rc<Volume> {
+        self.set_name(name);
         Rc::new(Volume {
-            name: Name::new(name),
+            name: self.name.clone(),
             uuid: self.uuid,
             backing: self.backing.clone(),
             link: RefCell::new(self.link.take()),
@@ -301,6 +306,7 @@ impl Volume {
             lost: RefCell::new(self.lost.take()),
             closing: RefCell::default(),
             reason: RefCell::default(),
+            noting: self.noting.clone(),
             accept_size: self.accept_size.clone(),
         })
     }

@@ -236,6 +236,9 @@ impl Host for SimHost {
     }
 
     fn resize(&self, name: &str, size_sectors: u64) -> Result<(), i32> {
+        if self.stage.volume(name).is_none() {
+            return Err(ENODEV);
+        }
         self.resized.borrow_mut().push((name.into(), size_sectors));
         Ok(())
     }

@@ -266,6 +266,9 @@ impl SpdkHost {
         let found = self.find_device(io_device);
         let exposed = found.expect("a bdev of ours is in the table until it is gone");
         exposed.going.set(true);
+        // Before 26.01 the bdev layer leaves aliases behind: from 21.07 on in its tree of names.
+        // SAFETY: the bdev is unregistered, and is freed in `channels_gone`.
+        unsafe { sys::spdk_bdev_alias_del_all(exposed.bdev) };
         self.exec.spawn(async move {
             while exposed.steps.get() > 0 {
                 exposed.changed.wait().await;

@@ -107,10 +107,20 @@ impl World {
         size.min(self.known[volume].limit.unwrap_or(u64::MAX))
     }
 
+    /// The name by which a host opens a volume, and whether it can. The name may be another one's since
+    /// the lists were taken: hosts then see that by its UUID.
     fn name_of(&self, volume: usize) -> (String, bool) {
-        match self.listed(volume) {
-            Some(listed) => (listed.name.clone(), listed.running),
-            None => ("unlisted".into(), false),
+        let Some(listed) = self.listed(volume) else {
+            return ("unlisted".into(), false);
+        };
+        let stage = &self.m().host.stage;
+        let name = listed.name.clone();
+        match stage.volume(&name) {
+            Some(shown) if shown.uuid.to_string() != listed.uuid => ("another one's".into(), false),
+            shown => {
+                let can = listed.running && shown.is_some() && !stage.is_going(&name);
+                (name, can)
+            }
         }
     }
 
