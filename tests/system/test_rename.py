@@ -115,3 +115,19 @@ def test_a_volume_beneath_a_volume_keeps_its_name(start, folder):
     target.call("bdev_bcache_delete", name="Fresh", limit=60)
     rename(target, "Low0", "Top0")
     target.stop()
+
+
+def test_the_names_of_a_volume_that_is_gone_are_free(start, folder):
+    target = start()
+    pair = volume.Pair(folder)
+    pair.create(target, mode="writeback")
+    for _ in range(2):
+        rename(target, "Vol0", "Fresh")
+        target.call("bdev_bcache_delete", name="Fresh", limit=60)
+        for name in ("Vol0", "Fresh", "Vol0"):
+            with pytest.raises(RpcError):
+                target.call("bdev_get_bdevs", name=name)
+            volume.malloc(target, name, 16)
+            target.call("bdev_malloc_delete", name=name)
+        target.call("bdev_bcache_register", bdev_name=pair.backing_bdev, name="Vol0", limit=60)
+    target.stop()
