@@ -85,9 +85,9 @@ sim: packages-test
 mutants: packages-test
 	@tools=$$($(RUN) tests/mutants.sh) && PATH=$$tools:$$PATH $(RUN) $(PYTHON) tests/mutants.py --count $(N) --seed $(SEED) $(MUTANTS)
 
-# tests run up to three targets at a time
+# up to four processes run at a time, with 3.2 GiB between them
 system: packages-test
-	@spdk/hugepages.sh 1536
+	@spdk/hugepages.sh 2048
 	@$(MAKE) build bdevperf
 	@$(RUN) $(PYTHON) -m pytest -v -ra --durations=10 tests/system $(PYTEST)
 
