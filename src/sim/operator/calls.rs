@@ -91,6 +91,9 @@ pub const NOT_DRAWN: &[&str] = &[
     "bdev_bcache_set_module_options",
 ];
 
+/// What a call answers whose device or set has failed.
+const EIO: i32 = 5;
+
 /// Names of volumes.
 const NAMES: [&str; 6] = ["Vol0", "Vol1", "Vol2", "New0", "New1", "Fla0"];
 
@@ -407,6 +410,7 @@ impl World {
         let took = self.now() - call.began_us;
         self.note(|| format!("{}: {answer:?} after {took} us", call.describe()));
         let ok = answer.is_ok();
+        self.broken_off |= call.drops() && matches!(answer, Err(error) if error.code == -EIO);
         self.met.note(match answer {
             Ok(_) => format!("{}: done", call.method),
             Err(error) => format!("{}: {}", call.method, error.code),

@@ -118,14 +118,10 @@ impl World {
         }
     }
 
-    /// Whether a call is under way that drops what a set has of a volume, step by step.
+    /// Whether a call is under way that drops what a set has of a volume, step by step, or was broken
+    /// off by a failure of the cache device, which may be away since.
     pub(super) fn is_dropping(&self) -> bool {
-        let drops = [
-            "bdev_bcache_delete_flash_volume",
-            "bdev_bcache_forget_volume",
-            "bdev_bcache_resize_flash_volume",
-        ];
-        self.calls.iter().any(|call| drops.contains(&call.method))
+        self.broken_off || self.calls.iter().any(|call| call.drops())
     }
 
     fn crash(&mut self, power: bool) -> Result<(), String> {

@@ -124,6 +124,8 @@ pub struct World {
     disturbed: bool,
     /// The same of any life so far.
     ever_disturbed: bool,
+    /// A call that drops data of a set has ended in the middle, with the set: a start goes on with it.
+    broken_off: bool,
     /// When a device last did not do what it should.
     noise_us: u64,
     /// Bytes that hosts have written in this run.
@@ -183,6 +185,7 @@ impl World {
             step: 0,
             disturbed: false,
             ever_disturbed: false,
+            broken_off: false,
             noise_us: 0,
             written: 0,
             nodes: BTreeMap::new(),
@@ -537,6 +540,16 @@ impl World {
 impl Call {
     fn describe(&self) -> String {
         format!("{} {}", self.method, self.params)
+    }
+
+    /// Whether it drops what a set has of a volume, step by step.
+    fn drops(&self) -> bool {
+        let drops = [
+            "bdev_bcache_delete_flash_volume",
+            "bdev_bcache_forget_volume",
+            "bdev_bcache_resize_flash_volume",
+        ];
+        drops.contains(&self.method)
     }
 
     fn names(&self, volume: &str) -> bool {
