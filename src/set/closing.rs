@@ -116,6 +116,8 @@ impl Hub {
             .is_some_and(|v| Rc::ptr_eq(v, volume))
         {
             volumes.remove(&volume.name());
+            drop(volumes);
+            self.list_again(volume);
         }
     }
 

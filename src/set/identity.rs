@@ -335,18 +335,6 @@ impl Hub {
         Ok((name, Some(reason)))
     }
 
-    /// The name for a volume that is taken down and waits, which had this one, and why it is not the same:
-    /// another may have got it at once.
-    pub(super) fn name_to_wait(&self, had: &str, uuid: Uuid) -> Option<(String, Option<String>)> {
-        let claimed = self.claims.check(&Key::Name(had.into())).is_err();
-        if !claimed && !self.volumes.borrow().contains_key(had) {
-            return Some((had.into(), None));
-        }
-        let mut longer = longer_names(had, uuid).into_iter();
-        let reason = format!("the name {had} is taken by another volume");
-        Some((longer.find(|name| self.is_free(name))?, Some(reason)))
-    }
-
     /// Gives a volume a longer name, because one with a lower UUID wants the one it has. False when
     /// no longer one is free.
     async fn give_name_up(

@@ -89,6 +89,7 @@ impl Hub {
         };
         let error = done.err()?;
         log::warn!("volume {} is taken down: {error}", volume.name());
+        volume.comes_back.set(true);
         let (me, (sender, ended)) = (self.me.clone(), once());
         self.exec.spawn(async move {
             if let Some(hub) = me.upgrade() {
@@ -101,15 +102,21 @@ impl Hub {
 
     /// Takes a volume down, and lists it as one that waits for its set, unless its own device goes too.
     async fn take_down_to_wait(&self, volume: Rc<Volume>) {
+        volume.comes_back.set(true);
         self.begin_close(&volume).wait().await;
+    }
+
+    /// Lists a volume that is taken down as one that waits for its set, in the step in which it leaves
+    /// the table: a removal of its device finds one or the other.
+    pub(super) fn list_again(&self, volume: &Volume) {
         let goes = volume.backing.as_ref().is_none_or(|b| b.goes.get());
-        let name = self.name_to_wait(&volume.name(), volume.uuid);
-        let (false, Some((name, reason))) = (goes, name) else {
-            return;
-        };
-        let again = Volume::new(name, volume.uuid, volume.backing.clone());
-        *again.reason.borrow_mut() = reason;
-        self.admit(&again);
+        if volume.comes_back.get() && !goes {
+            self.admit(&Volume::new(
+                volume.name(),
+                volume.uuid,
+                volume.backing.clone(),
+            ));
+        }
     }
 
     /// Takes a volume out of a set whose device goes, with its bdev untouched.

@@ -253,6 +253,8 @@ pub struct Volume {
     pub detaching: Job,
     /// Its cache device is gone, and it goes on without.
     pub(super) lost: RefCell<Option<Rc<Lost>>>,
+    /// Once it is taken down it waits for its set.
+    pub(super) comes_back: Cell<bool>,
     /// The end of its bdev, once it is taken down.
     pub(super) closing: RefCell<Option<Rc<Closing>>>,
     /// Why it does not run, or not under the name that it wants.
@@ -281,6 +283,7 @@ impl Volume {
             flushing: Job::default(),
             detaching: Job::default(),
             lost: RefCell::default(),
+            comes_back: Cell::default(),
             closing: RefCell::default(),
             reason: RefCell::default(),
             noting: Rc::default(),
@@ -304,6 +307,7 @@ impl Volume {
             flushing: Job::default(),
             detaching: Job::default(),
             lost: RefCell::new(self.lost.take()),
+            comes_back: Cell::default(),
             closing: RefCell::default(),
             reason: RefCell::default(),
             noting: self.noting.clone(),
