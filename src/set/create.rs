@@ -130,6 +130,9 @@ impl Hub {
         claim.add(Key::Uuid(plan.cache.uuid()))?;
         claim.add(Key::Uuid(plan.backing.uuid))?;
         self.check_absent(&c, plan.backing.uuid, None)?;
+        if let CachePlan::Running(set) = &plan.cache {
+            self.check_no_loop(&c.backing_bdev, set)?;
+        }
         self.note_both(&c, &plan).await?;
         turn.widen(Place::Set(plan.cache.uuid())).await;
         plan.cache.check_open()?;

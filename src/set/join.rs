@@ -52,6 +52,7 @@ impl Hub {
             return Err(SetError::Stopped(why));
         }
         let (member, known) = (is_member(sb, set), set.find_uuid(sb.uuid));
+        self.check_no_loop(device, set)?;
         if let Some(seen) = is_older(sb, set).filter(|_| !discard_dirty) {
             return Err(SetError::OlderCopy {
                 device: device.into(),

@@ -400,6 +400,13 @@ def test_device_of_another_set(shared, folder):
     assert shared.call("bdev_bcache_create", force=True, limit=60, **words) == "Vol2"
 
 
+def test_set_on_itself(shared, folder, pair):
+    before = digest(pair.backing)
+    refused(shared, "bdev_bcache_create", name="Vol1", cache_bdev=pair.cache_bdev, backing_bdev=pair.name)
+    assert list(running(shared)) == [pair.name]
+    assert digest(pair.backing) == before
+
+
 def test_dirty_device_of_another_set(shared, folder):
     cache, backing = two_sets(shared, folder)
     set_state(backing.backing, "dirty")
