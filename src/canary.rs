@@ -26,11 +26,17 @@ pub enum Bug {
     SetTurnForgotten,
     /// A write-back by request goes on when its volume is removed.
     JobOutlives,
+    /// A reset leaves what is held where it is.
+    ResetForgetsHeld,
+    /// A list of memory that is longer than its I/O fits as it is.
+    ListUnclipped,
+    /// At the end of the process volumes are taken down one after the other, the lower one first.
+    StopsFromBelow,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 13] = [
         Bug::ReuseBeforeGens,
         Bug::CleanBeforeFlush,
         Bug::RunInside,
@@ -41,6 +47,9 @@ impl Bug {
         Bug::NameOfAbsent,
         Bug::SetTurnForgotten,
         Bug::JobOutlives,
+        Bug::ResetForgetsHeld,
+        Bug::ListUnclipped,
+        Bug::StopsFromBelow,
     ];
 }
 

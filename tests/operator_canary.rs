@@ -9,12 +9,15 @@ use spdk_bcache::sim::operator::plan::Cut;
 use spdk_bcache::sim::operator::runs::live;
 
 /// Seeds that must be enough to find each: seven times the median, and a hundred more.
-const BUDGETS: [(Bug, u64); 5] = [
+const BUDGETS: [(Bug, u64); 8] = [
     (Bug::ReuseBeforeGens, 107),
     (Bug::CleanBeforeFlush, 646),
     (Bug::TwinTaken, 156),
     (Bug::NameOfAbsent, 149),
     (Bug::SetTurnForgotten, 324),
+    (Bug::ResetForgetsHeld, 247),
+    (Bug::ListUnclipped, 107),
+    (Bug::StopsFromBelow, 121),
 ];
 /// Seeds of a range that are tried at most.
 const MOST: u64 = 1500;

@@ -69,7 +69,11 @@ fn issue_at_exchange(m: &Rc<Machine>, flushed: bool) -> Rc<RefCell<Vec<u64>>> {
         issued.borrow_mut().extend((0..WRITES).map(write));
         if flushed {
             let (weak, issued) = (Rc::downgrade(&m), issued.clone());
+            let (host, exec) = (Rc::downgrade(&m.host), m.exec.clone());
             m.exec.spawn(async move {
+                while host.upgrade().is_some_and(|host| !host.stage.holds("Vol1")) {
+                    exec.sleep_us(1).await;
+                }
                 let flush = |m: Rc<Machine>| m.issue("Vol1", Kind::Flush, 0, Vec::new(), 0);
                 issued.borrow_mut().extend(weak.upgrade().map(flush));
             });

@@ -6,7 +6,9 @@
 //! that was asked for. So nothing below this module sees a list that does not fit its transfer exactly.
 
 use super::Kind;
-use crate::units::Sector;
+use super::volume::VolumeShared;
+use crate::canary::{self, Bug};
+use crate::units::{SECTOR_SHIFT, Sector};
 
 /// Why an I/O is answered with an error before a front sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,62 @@ pub struct Fit {
     pub is_exact: bool,
     /// The bits that are set in any of the lengths used, in bytes: their common alignment.
     pub length_bits: usize,
+}
+
+/// An I/O whose range and memory were checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Where it begins.
+    pub at: Sector,
+    /// How long it is.
+    pub sectors: u64,
+    /// The memory that it uses; none if it has no data.
+    pub fit: Option<Fit>,
+}
+
+/// What becomes of an I/O that is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is answered at once: there is nothing to do.
+    Done,
+    /// It is held: it waits for a cache device that is gone.
+    Held,
+    /// A front takes it.
+    Front,
+}
+
+impl Admitted {
+    /// What becomes of it on a volume.
+    #[inline]
+    pub fn way(&self, kind: Kind, volume: &VolumeShared) -> Way {
+        if self.sectors == 0 && kind != Kind::Flush {
+            Way::Done
+        } else if volume.holds_back(kind, self.at, self.sectors) {
+            Way::Held
+        } else {
+            Way::Front
+        }
+    }
+}
+
+/// Checks an I/O on `blocks` blocks from block `at`: see [`range`], and [`fit`] for its memory.
+///
+/// # Errors
+/// See [`Refusal`].
+#[inline]
+pub fn admit(
+    kind: Kind,
+    (at, blocks): (u64, u64),
+    block_shift: u32,
+    size_sectors: u64,
+    list: impl Iterator<Item = (usize, usize)>,
+) -> Result<Admitted, Refusal> {
+    let (at, sectors) = range(kind, (at, blocks), block_shift, size_sectors)?;
+    let fit = match kind {
+        Kind::Read | Kind::Write => Some(fit(list, sectors << SECTOR_SHIFT)?),
+        Kind::Flush | Kind::Unmap | Kind::WriteZeroes => None,
+    };
+    Ok(Admitted { at, sectors, fit })
 }
 
 /// The range in sectors of an I/O on `blocks` blocks from block `at`, on a volume of
@@ -67,7 +125,7 @@ pub fn fit(list: impl Iterator<Item = (usize, usize)>, bytes: u64) -> Result<Fit
     };
     let mut left = bytes;
     for (address, length) in list {
-        if left == 0 {
+        if left == 0 && !canary::has(Bug::ListUnclipped) {
             break;
         }
         let used = left.min(length as u64);
@@ -75,7 +133,7 @@ pub fn fit(list: impl Iterator<Item = (usize, usize)>, bytes: u64) -> Result<Fit
             return Err(Refusal::Memory);
         }
         fit.pieces += 1;
-        fit.is_exact = used == length as u64;
+        fit.is_exact = used == length as u64 || canary::has(Bug::ListUnclipped);
         fit.length_bits |= used as usize;
         left -= used;
     }
@@ -83,6 +141,32 @@ pub fn fit(list: impl Iterator<Item = (usize, usize)>, bytes: u64) -> Result<Fit
         return Err(Refusal::Memory);
     }
     Ok(fit)
+}
+
+/// Calls `each` with every part of a list, of pieces of these lengths, that makes up the `bytes` from
+/// `offset` on, in order: the piece's number, the bytes before the part in it, and the part's.
+#[inline]
+pub fn pieces(
+    lengths: impl Iterator<Item = usize>,
+    offset: usize,
+    bytes: usize,
+    mut each: impl FnMut(usize, usize, usize),
+) {
+    let (mut skip, mut left) = (offset, bytes);
+    for (piece, length) in lengths.enumerate() {
+        if left == 0 {
+            break;
+        }
+        if skip >= length {
+            skip -= length;
+            continue;
+        }
+        let part = left.min(length - skip);
+        each(piece, skip, part);
+        left -= part;
+        skip = 0;
+    }
+    debug_assert_eq!(left, 0, "a part goes beyond its I/O");
 }
 
 #[cfg(test)]
@@ -144,6 +228,22 @@ mod tests {
         assert_eq!(of(&[(0, 0), (2, 512), (0, 512)], 512), cut(2, true, 512));
         assert_eq!(of(&[(1, 100), (2, 412)], 512), cut(2, true, 100 | 412));
         assert_eq!(of(&[], 0), cut(0, true, 0));
+    }
+
+    #[test]
+    fn a_part_of_an_io_is_found_in_its_list() {
+        let of = |offset, bytes| {
+            let mut all = Vec::new();
+            let list = [100, 0, 412, 512];
+            pieces(list.into_iter(), offset, bytes, |piece, from, bytes| {
+                all.push((piece, from, bytes));
+            });
+            all
+        };
+        assert_eq!(of(0, 512), [(0, 0, 100), (2, 0, 412)]);
+        assert_eq!(of(99, 2), [(0, 99, 1), (2, 0, 1)]);
+        assert_eq!(of(512, 512), [(3, 0, 512)]);
+        assert_eq!(of(7, 0), []);
     }
 
     #[test]

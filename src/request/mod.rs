@@ -37,6 +37,7 @@
 pub mod admit;
 pub mod conflict;
 pub mod front;
+pub mod hold;
 pub mod lane;
 mod link;
 pub mod missing;

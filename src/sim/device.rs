@@ -1,6 +1,6 @@
 //! A device as the engine's own I/O sees it: opened by name, with failures that fronts do not meet.
 //!
-//! A [`SimDisk`] fails for everybody at once. Here only what the engine does of its own (metadata,
+//! A [`SimDisk`](super::disk::SimDisk) fails for everybody at once. Here only what the engine does of its own (metadata,
 //! write-back, superblocks) fails or waits: some ranges are unreadable, others take no write, and a
 //! *silent* device answers writes and flushes only when its silence ends. [`Flaws`] belong to the
 //! device's name and outlive each opening.
@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::ready;
 use std::rc::Rc;
 
-use super::disk::SimDisk;
+use super::lower::Lower;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::task::Notify;
 use crate::units::{SECTOR_BYTES, Sector};
@@ -80,47 +80,47 @@ impl Flaws {
 
 /// A device that the engine has open.
 pub struct OpenDevice {
-    inner: Rc<SimDisk>,
+    inner: Lower,
     flaws: Rc<Flaws>,
 }
 
 impl OpenDevice {
     /// Opens a device with its flaws.
-    pub fn new(inner: Rc<SimDisk>, flaws: Rc<Flaws>) -> OpenDevice {
+    pub fn new(inner: Lower, flaws: Rc<Flaws>) -> OpenDevice {
         OpenDevice { inner, flaws }
     }
 
     /// The device itself, as fronts use it.
-    pub fn sim(&self) -> &Rc<SimDisk> {
+    pub fn sim(&self) -> &Lower {
         &self.inner
     }
 }
 
 impl Disk for OpenDevice {
     fn name(&self) -> String {
-        self.inner.name()
+        self.inner.disk().name()
     }
 
     fn kind(&self) -> &str {
-        self.inner.kind()
+        self.inner.disk().kind()
     }
 
     fn size_sectors(&self) -> u64 {
-        self.inner.size_sectors()
+        self.inner.disk().size_sectors()
     }
 
     fn block_sectors(&self) -> u32 {
-        self.inner.block_sectors()
+        self.inner.disk().block_sectors()
     }
 
     fn alloc(&self, bytes: usize) -> Buf {
-        self.inner.alloc(bytes)
+        self.inner.disk().alloc(bytes)
     }
 
     fn read(&self, at: Sector, buf: Buf) -> BufFuture {
         match self.flaws.fails(&self.flaws.unreadable, at, &buf) {
             true => Box::pin(ready((buf, Err(IoError::Failed)))),
-            false => self.inner.read(at, buf),
+            false => self.inner.disk().read(at, buf),
         }
     }
 
@@ -129,35 +129,35 @@ impl Disk for OpenDevice {
             return Box::pin(ready((buf, Err(IoError::Failed))));
         }
         if !self.flaws.silence.is_on() {
-            return self.inner.write(at, buf);
+            return self.inner.disk().write(at, buf);
         }
         let (flaws, inner) = (self.flaws.clone(), self.inner.clone());
         Box::pin(async move {
             flaws.silence.over().await;
-            inner.write(at, buf).await
+            inner.disk().write(at, buf).await
         })
     }
 
     fn flush(&self) -> DoneFuture {
         if !self.flaws.silence.is_on() {
-            return self.inner.flush();
+            return self.inner.disk().flush();
         }
         let (flaws, inner) = (self.flaws.clone(), self.inner.clone());
         Box::pin(async move {
             flaws.silence.over().await;
-            inner.flush().await
+            inner.disk().flush().await
         })
     }
 
     fn unmap(&self, at: Sector, sectors: u64) -> DoneFuture {
-        self.inner.unmap(at, sectors)
+        self.inner.disk().unmap(at, sectors)
     }
 
     fn write_zeroes(&self, at: Sector, sectors: u64) -> DoneFuture {
-        self.inner.write_zeroes(at, sectors)
+        self.inner.disk().write_zeroes(at, sectors)
     }
 
     fn unmap_reads_zeros(&self) -> bool {
-        self.inner.unmap_reads_zeros()
+        self.inner.disk().unmap_reads_zeros()
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::device::{Flaws, OpenDevice, Silence};
 use super::disk::SimDisk;
+use super::lower::Lower;
 use super::sched::Sched;
 use super::stage::Stage;
 use crate::disk::{Disk, DoneFuture};
@@ -22,6 +23,17 @@ const ENODEV: i32 = 19;
 
 /// Told whenever a volume is about to be made of something else, and whether with a cache.
 type Look = Box<dyn Fn(bool)>;
+/// Told of a volume by its name.
+type OfVolume = Box<dyn Fn(&str, Seen)>;
+
+/// What who may use a volume as a device sees of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It is there.
+    Comes,
+    /// It is about to be no more, and waits for those that have it open.
+    Goes,
+}
 
 /// A host whose devices are simulated. Volumes are shown on its stage.
 pub struct SimHost {
@@ -33,6 +45,8 @@ pub struct SimHost {
     opens: RefCell<BTreeMap<String, u64>>,
     /// Where volumes are shown.
     pub stage: Stage,
+    /// Called when a volume comes or goes; without it volumes are no devices.
+    pub on_volume: RefCell<Option<OfVolume>>,
     /// Called when a volume is about to be made of something else, and whether with a cache.
     pub on_replace: RefCell<Option<Look>>,
     /// The sizes that hosts were told of, in sectors.
@@ -59,6 +73,7 @@ impl SimHost {
             opened: RefCell::default(),
             opens: RefCell::default(),
             on_replace: RefCell::default(),
+            on_volume: RefCell::default(),
             resized: RefCell::default(),
             aliases: RefCell::default(),
             open: RefCell::default(),
@@ -94,7 +109,7 @@ impl SimHost {
     }
 
     /// What fronts use of a device that the engine has open.
-    fn sim(&self, disk: Option<Rc<dyn Disk>>) -> Option<Rc<SimDisk>> {
+    fn sim(&self, disk: Option<Rc<dyn Disk>>) -> Option<Lower> {
         let address = Rc::as_ptr(&disk?).cast::<()>();
         let opened = self.opened.borrow();
         let mut opened = opened.iter().filter_map(Weak::upgrade);
@@ -142,6 +157,12 @@ impl SimHost {
         self.stage.is_going(name)
     }
 
+    fn tell(&self, volume: &str, seen: Seen) {
+        if let Some(tell) = &*self.on_volume.borrow() {
+            tell(volume, seen);
+        }
+    }
+
     fn is_there(&self, bdev: &str) -> bool {
         self.has_device(bdev) || self.stage.volume(bdev).is_some()
     }
@@ -156,7 +177,12 @@ impl SimHost {
     }
 
     fn look_at(&self, name: &str) -> Result<Rc<OpenDevice>, OpenError> {
-        let inner = self.disk(name).ok_or(OpenError::NotFound)?;
+        let inner = match self.disk(name) {
+            Some(disk) => Some(Lower::Disk(disk)),
+            None if self.on_volume.borrow().is_some() => self.stage.open(name),
+            None => None,
+        };
+        let inner = inner.ok_or(OpenError::NotFound)?;
         if self.leaving.borrow().contains(name) {
             return Err(OpenError::NotFound);
         }
@@ -186,7 +212,7 @@ impl Host for SimHost {
     }
 
     fn is_open(&self, name: &str) -> bool {
-        self.open.borrow().contains(name)
+        self.open.borrow().contains(name) || self.stage.is_open(name)
     }
 
     fn is_taken(&self, name: &str) -> bool {
@@ -199,14 +225,20 @@ impl Host for SimHost {
         backing: Option<Rc<dyn Disk>>,
         cache: Option<Rc<dyn Disk>>,
     ) -> Result<(), i32> {
-        match self.stage.show(volume, self.sim(backing), self.sim(cache)) {
-            true => Ok(()),
-            false => Err(EEXIST),
+        let name = volume.name.get();
+        if !self.stage.show(volume, self.sim(backing), self.sim(cache)) {
+            return Err(EEXIST);
         }
+        self.tell(&name, Seen::Comes);
+        Ok(())
     }
 
     fn hide(&self, name: &str) -> DoneFuture {
-        self.stage.hide(name)
+        let hidden = self.stage.hide(name);
+        if self.stage.is_open(name) {
+            self.tell(name, Seen::Goes);
+        }
+        hidden
     }
 
     fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<dyn Disk>>) -> DoneFuture {

@@ -2,15 +2,20 @@
 //!
 //! What a disk answers is put into a queue; the reactor takes it from there when it runs, as a
 //! poller does. So nothing is ever answered from within the call that started it.
+//!
+//! A device transfers as much as the list of memory has that it is given. As SPDK's lane does, this one
+//! hands the host's own list on for a whole I/O that ends where its list does ([`admit::Fit::is_exact`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Deref;
+use std::iter::once;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
-use super::disk::SimDisk;
+use super::lower::Lower;
 use crate::disk::IoError;
 use crate::request::Request;
+use crate::request::admit;
 use crate::request::front::{FILLS_MAX, Front};
 use crate::request::lane::{Direction, Ended, Lane, Outcome, Side};
 use crate::units::{SECTOR_BYTES, Sector};
@@ -21,6 +26,9 @@ pub struct HostIo {
     token: u64,
     /// The host's memory.
     pub memory: RefCell<Vec<u8>>,
+    /// The bytes of the pieces that the I/O uses of it.
+    list: Vec<usize>,
+    fills_list: bool,
     /// What the load calls it.
     pub tag: u64,
 }
@@ -33,6 +41,47 @@ impl SimIo {
     /// The I/O.
     pub fn host(&self) -> &HostIo {
         &self.0
+    }
+}
+
+impl HostIo {
+    /// The memory of a part of the I/O, piece by piece.
+    fn pieces(&self, host_sectors: u32, sectors: u32) -> Vec<Range<usize>> {
+        let starts = self.list.iter().scan(0, |next, &length| {
+            *next += length;
+            Some(*next - length)
+        });
+        let starts: Vec<usize> = starts.collect();
+        let mut all = Vec::new();
+        let lengths = self.list.iter().copied();
+        admit::pieces(
+            lengths,
+            bytes(host_sectors),
+            bytes(sectors),
+            |piece, skip, bytes| {
+                let start = starts[piece] + skip;
+                all.push(start..start + bytes);
+            },
+        );
+        all
+    }
+
+    /// The memory that a device is given for a part of the I/O.
+    fn given(&self, host_sectors: u32, sectors: u32) -> Vec<Range<usize>> {
+        let is_whole = host_sectors == 0 && u64::from(sectors) == self.request.sectors.get();
+        match is_whole && self.fills_list {
+            true => once(0..self.list.iter().sum()).collect(),
+            false => self.pieces(host_sectors, sectors),
+        }
+    }
+
+    fn fill(&self, pieces: &[Range<usize>], data: &[u8]) {
+        let (mut memory, mut from) = (self.memory.borrow_mut(), 0);
+        for piece in pieces {
+            let n = piece.len().min(data.len() - from);
+            memory[piece.start..piece.start + n].copy_from_slice(&data[from..from + n]);
+            from += n;
+        }
     }
 }
 
@@ -53,8 +102,8 @@ type Buffers = Rc<RefCell<Vec<Option<Vec<u8>>>>>;
 
 /// A lane of one reactor to the devices of one volume.
 pub struct SimLane {
-    cache: Option<Rc<SimDisk>>,
-    backing: Option<Rc<SimDisk>>,
+    cache: Option<Lower>,
+    backing: Option<Lower>,
     live: RefCell<BTreeMap<u64, SimIo>>,
     next_token: Cell<u64>,
     done: Queue,
@@ -73,10 +122,10 @@ fn bytes(sectors: u32) -> usize {
 
 impl SimLane {
     /// A lane to these devices.
-    pub fn new(cache: Option<Rc<SimDisk>>, backing: Option<Rc<SimDisk>>) -> SimLane {
+    pub fn new(cache: Option<impl Into<Lower>>, backing: Option<impl Into<Lower>>) -> SimLane {
         SimLane {
-            cache,
-            backing,
+            cache: cache.map(Into::into),
+            backing: backing.map(Into::into),
             live: RefCell::default(),
             next_token: Cell::new(1),
             done: Rc::default(),
@@ -88,14 +137,29 @@ impl SimLane {
         }
     }
 
-    /// A new host I/O with this memory.
+    /// A new host I/O with this memory, in one piece.
     pub fn host_io(&self, tag: u64, memory: Vec<u8>) -> SimIo {
+        let list = vec![memory.len()];
+        self.host_io_of(tag, memory, list, true)
+    }
+
+    /// A new host I/O that uses these pieces of a memory, of so many bytes each, and `fills_list` if it
+    /// ends where they do.
+    pub fn host_io_of(
+        &self,
+        tag: u64,
+        memory: Vec<u8>,
+        list: Vec<usize>,
+        fills_list: bool,
+    ) -> SimIo {
         let token = self.next_token.get();
         self.next_token.set(token + 1);
         let io = SimIo(Rc::new(HostIo {
             request: Request::new(),
             token,
             memory: RefCell::new(memory),
+            list,
+            fills_list,
             tag,
         }));
         self.live.borrow_mut().insert(token, io.clone());
@@ -108,8 +172,13 @@ impl SimLane {
         let Some(io) = live.values().find(|io| io.host().tag == tag) else {
             return false;
         };
-        io.host().memory.borrow_mut().copy_from_slice(memory);
+        io.host().memory.borrow_mut()[..memory.len()].copy_from_slice(memory);
         true
+    }
+
+    /// Whether nothing waits to be taken to the front, or to the host.
+    pub fn is_idle(&self) -> bool {
+        self.done.borrow().is_empty() && self.finished.borrow().is_empty()
     }
 
     /// A host I/O that has been answered, if there is one.
@@ -130,11 +199,11 @@ impl SimLane {
         n
     }
 
-    fn backing(&self) -> &Rc<SimDisk> {
+    fn backing(&self) -> &Lower {
         self.backing.as_ref().expect("a backing device")
     }
 
-    fn cache(&self) -> &Rc<SimDisk> {
+    fn cache(&self) -> &Lower {
         self.cache.as_ref().expect("a cache device")
     }
 
@@ -176,11 +245,10 @@ impl Lane for SimLane {
             Side::Cache => self.cache(),
             Side::Backing => self.backing(),
         };
-        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
-        // As at SPDK's boundary no transfer is empty or sees memory beyond its host I/O.
-        let io_bytes = bytes(io.0.request.sectors.get() as u32);
-        assert!(!memory.is_empty() && memory.end <= io_bytes, "{memory:?}");
-        assert_eq!(io.0.memory.borrow().len(), io_bytes, "memory that fits");
+        // As at SPDK's boundary no transfer is empty or a part of no host I/O.
+        let end_sectors = u64::from(host_sectors) + u64::from(sectors);
+        assert!(sectors > 0 && end_sectors <= io.0.request.sectors.get());
+        let memory = io.0.given(host_sectors, sectors);
         let end = self.part_end(io, part);
         if let Some(why) = self.ends_early(side) {
             return end(Err(why));
@@ -188,23 +256,29 @@ impl Lane for SimLane {
         match direction {
             Direction::Read => {
                 let io = io.clone();
-                disk.start_read(at, sectors.into(), move |data| {
+                let given: usize = memory.iter().map(Range::len).sum();
+                disk.start_read(at, (given / SECTOR_BYTES) as u64, move |data| {
                     if let Ok(data) = &data {
-                        io.0.memory.borrow_mut()[memory].copy_from_slice(data);
+                        io.0.fill(&memory, data);
                     }
                     end(data.map(|_| ()));
                 });
             }
             Direction::Write => {
-                let data = io.0.memory.borrow()[memory].to_vec();
+                let from = io.0.memory.borrow();
+                let mut data: Vec<u8> = Vec::new();
+                memory
+                    .into_iter()
+                    .for_each(|piece| data.extend_from_slice(&from[piece]));
+                data.truncate(data.len() / SECTOR_BYTES * SECTOR_BYTES);
                 disk.start_write(at, data, end);
             }
         }
     }
 
     fn zero_host(&self, io: &SimIo, host_sectors: u32, sectors: u32) {
-        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
-        io.0.memory.borrow_mut()[memory].fill(0);
+        let zeros = vec![0; bytes(sectors)];
+        io.0.fill(&io.0.pieces(host_sectors, sectors), &zeros);
     }
 
     fn backing_zeroes(&self, io: &SimIo, part: u8, at: Sector, sectors: u64) {
@@ -253,8 +327,7 @@ impl Lane for SimLane {
     fn fill_copy(&self, fill: u16, io: &SimIo, host_sectors: u32, sectors: u32) {
         let fills = self.fills.borrow();
         let data = fills[usize::from(fill)].as_ref().expect("the fill is read");
-        let memory = bytes(host_sectors)..bytes(host_sectors) + bytes(sectors);
-        io.0.memory.borrow_mut()[memory].copy_from_slice(&data[..bytes(sectors)]);
+        io.0.fill(&io.0.pieces(host_sectors, sectors), &data[..bytes(sectors)]);
     }
 
     fn fill_write(&self, fill: u16, at: Sector, sectors: u32) {

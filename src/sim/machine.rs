@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::check;
 use super::disk::{Faults, Medium, SimDisk};
-use super::host::SimHost;
+use super::host::{Seen, SimHost};
 use super::sched::Sched;
 use super::stage::{Ended, HostIo};
 use crate::disk::IoError;
@@ -72,6 +72,24 @@ impl Machine {
             machine.plug(medium);
         }
         machine
+    }
+
+    /// From now on volumes are devices too, which are examined when they come. As at SPDK's boundary,
+    /// what lies on one that goes is taken down, but not in the end of the process, which takes down all.
+    pub fn stack(&self) {
+        let (hub, exec) = (Rc::downgrade(&self.hub), self.exec.clone());
+        *self.host.on_volume.borrow_mut() = Some(Box::new(move |name, seen| {
+            let (Some(hub), name) = (hub.upgrade(), name.to_string()) else {
+                return;
+            };
+            exec.spawn(async move {
+                match seen {
+                    Seen::Comes => hub.examine(&name).await,
+                    Seen::Goes if hub.is_ending() => {}
+                    Seen::Goes => hub.removed(&name).await,
+                }
+            });
+        }));
     }
 
     /// Makes a device known under its name.
@@ -265,13 +283,8 @@ impl Machine {
         sectors: u64,
         durable: bool,
     ) -> u64 {
-        let io = HostIo {
-            kind,
-            start,
-            sectors,
-            memory,
-            durable,
-        };
+        let mut io = HostIo::new(kind, start, sectors, memory);
+        io.durable = durable;
         self.host.stage.issue(name, io)
     }
 

@@ -12,8 +12,10 @@
 //! | [`disk`] | disks with a volatile write cache, power cuts that tear and reorder |
 //! | [`fuse`] | power cuts and failures at a moment that is chosen |
 //! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
+//! | [`lower`] | what lies under a volume: a disk, or another volume |
 //! | [`device`] | a device as the engine's own I/O sees it, with its flaws |
 //! | [`host`] | the lifecycle's world: devices by name, entropy, the date |
+//! | [`reactor`] | a volume on one reactor: its front, and what is held there |
 //! | [`stage`] | fronts for the volumes that the lifecycle shows, on any number of reactors |
 //! | [`machine`] | one life of all that, driven step by step and by RPC |
 //! | [`operator`] | a random operator: RPC calls, host I/O, devices that fail and move |
@@ -34,10 +36,12 @@ pub mod fuse;
 pub mod host;
 pub mod kernel;
 pub mod lane;
+pub mod lower;
 pub mod machine;
 pub mod operator;
 pub mod oracle;
 pub mod plan;
+pub mod reactor;
 pub mod scenario;
 pub mod sched;
 pub mod script;

@@ -338,13 +338,7 @@ impl Machine {
     /// It failed, or what it read cannot be.
     pub async fn io(&self, kind: Kind, i: usize, start: u64, n: u64) -> Result<(), String> {
         let (io, memory) = self.begin(kind, i, start, n);
-        let host_io = HostIo {
-            kind,
-            start,
-            sectors: n,
-            memory,
-            durable: false,
-        };
+        let host_io = HostIo::new(kind, start, n, memory);
         let (outcome, memory) = self.host.stage.io(&name(i), host_io).await;
         let ok = outcome == Outcome::Success;
         let seen = ok.then_some(&memory[..]);

@@ -1,12 +1,12 @@
 //! Volumes as hosts see them: fronts on simulated reactors for each volume that the lifecycle shows.
 //!
-//! - A host I/O goes to any of its volume's fronts. It is *held* while the volume is made anew, and
-//!   while it waits for a cache device that is gone ([`VolumeShared::holds_back`]). One that finds no
-//!   volume of its name fails at once.
-//! - A volume is made anew, or is gone, when its fronts are idle and closed, as at SPDK's boundary.
-//!   Changes are made one after the other; those that have not begun when the volume goes are dropped,
-//!   and answered once it is gone.
-//! - A reset fails what is held and is answered when nothing is in flight.
+//! - A host I/O goes to any of its volume's reactors ([`super::reactor`]). What holds it there is the
+//!   engine's own ([`crate::request::hold`]). One that finds no volume of its name fails at once.
+//! - As at SPDK's boundary a step over all reactors of a volume is a *walk*: it comes to the next one
+//!   when it has ended on the one before. A volume is made anew by one walk after which it is quiet, and
+//!   a second one with which it goes on; a reset is a walk, too.
+//! - Changes are made one after the other; those that have not begun when the volume goes are dropped,
+//!   and answered once it is gone. It is gone when its reactors are at rest and its fronts are closed.
 //! - Every answer is given once: to the caller of [`Stage::io`], or to [`Stage::ended`] by its tag.
 
 use std::cell::{Cell, RefCell};
@@ -14,99 +14,175 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::disk::SimDisk;
-use super::lane::SimLane;
+use super::lower::{Lower, VolumeDisk};
+use super::reactor::{Answers, SimReactor};
 use crate::disk::{DoneFuture, IoError};
-use crate::request::Kind;
-use crate::request::front::Front;
+use crate::request::hold::{Fronts, Step};
 use crate::request::lane::{Outcome, Side};
 use crate::request::volume::VolumeShared;
 use crate::rng::Rng;
 use crate::task::{Once, OnceSender, once};
-use crate::units::Sector;
 
-/// A host I/O that has not reached a front.
-pub struct HostIo {
-    /// What is wanted.
-    pub kind: Kind,
-    /// The first sector.
-    pub start: u64,
-    /// How many.
-    pub sectors: u64,
-    /// The host's memory.
-    pub memory: Vec<u8>,
-    /// A write that is durable when it is answered (FUA).
-    pub durable: bool,
-}
-
-/// How a host I/O ended, and the host's memory.
-pub type Ended = (Outcome, Vec<u8>);
+pub use super::reactor::{Ended, HostIo};
 
 type Gone = OnceSender<Result<(), IoError>>;
 
 /// What a volume is to be made of.
 struct Change {
     shared: Arc<VolumeShared>,
-    cache: Option<Rc<SimDisk>>,
+    cache: Option<Lower>,
     done: Gone,
 }
 
+/// A step on its way over the reactors of a volume.
+struct Walk {
+    number: u64,
+    step: Step,
+    /// The reactors that it has not come to yet.
+    left: Vec<usize>,
+    /// The reset that it answers.
+    tag: Option<u64>,
+}
+
+/// A change under way.
+enum Phase {
+    /// The reactors are told to hold host I/O.
+    Holding(Change),
+    /// All of them were told.
+    Held(Change),
+    /// They become what the volume is to be.
+    Resuming(Gone),
+}
+
 /// A volume that hosts see.
-struct Shown {
-    shared: Arc<VolumeShared>,
-    backing: Option<Rc<SimDisk>>,
-    fronts: Vec<Front<SimLane>>,
-    held: VecDeque<(u64, HostIo)>,
-    /// One after the other; new I/O waits meanwhile.
-    changes: VecDeque<Change>,
+pub(super) struct Shown {
+    fronts: Rc<Fronts<Lower>>,
+    reactors: Vec<SimReactor>,
+    walks: RefCell<Vec<Walk>>,
+    walked: Cell<u64>,
+    /// Changes that have not begun.
+    changes: RefCell<VecDeque<Change>>,
+    phase: RefCell<Option<Phase>>,
     /// Those that wait for the volume to be gone, which it is when hosts have their answers.
-    going: Vec<Gone>,
-    /// Resets that wait until nothing is in flight.
-    resets: Vec<u64>,
+    going: RefCell<Vec<Gone>>,
+    /// Its fronts are being closed for good.
+    closing: Cell<bool>,
+    /// How many have it open as a device.
+    pub(super) opens: Cell<usize>,
+    answers: Rc<Answers>,
 }
 
 impl Shown {
-    fn front_of(&self, rng: &Rng) -> &Front<SimLane> {
-        &self.fronts[rng.below(self.fronts.len() as u64) as usize]
+    pub(super) fn shared(&self) -> Arc<VolumeShared> {
+        self.fronts.shape().shared.clone()
     }
 
-    /// Gives an I/O to a front, unless it waits for the cache device.
-    fn take(&mut self, tag: u64, io: HostIo, rng: &Rng) {
-        let start = Sector(io.start);
-        match self.shared.holds_back(io.kind, start, io.sectors) {
-            true => self.held.push_back((tag, io)),
-            false => submit(self.front_of(rng), tag, io),
+    /// Takes a host I/O to any of the reactors.
+    pub(super) fn take(&self, tag: u64, io: HostIo, rng: &Rng) {
+        if self.closing.get() {
+            return self.answers.give(tag, (Outcome::Failed, io.memory));
+        }
+        let reactor = match self.reactors.len() {
+            1 => 0,
+            count => rng.below(count as u64) as usize,
+        };
+        self.reactors[reactor].take(tag, io);
+    }
+
+    fn is_going(&self) -> bool {
+        !self.going.borrow().is_empty()
+    }
+
+    /// Begins to walk over all reactors, from any of them on.
+    fn walk(&self, step: Step, first: usize, tag: Option<u64>) {
+        let number = self.walked.get() + 1;
+        self.walked.set(number);
+        let count = self.reactors.len();
+        let left = (0..count).rev().map(|i| (first + i) % count).collect();
+        let walk = Walk {
+            number,
+            step,
+            left,
+            tag,
+        };
+        self.walks.borrow_mut().push(walk);
+        self.step_on(number);
+    }
+
+    /// A walk goes on to the next reactor; when there is none it is over, and returned.
+    fn step_on(&self, number: u64) -> Option<Walk> {
+        let mut walks = self.walks.borrow_mut();
+        let at = walks.iter().position(|walk| walk.number == number);
+        let at = at.expect("a walk under way");
+        match walks[at].left.pop() {
+            Some(next) => {
+                self.reactors[next].send(walks[at].step, number);
+                None
+            }
+            None => Some(walks.remove(at)),
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.fronts.iter().all(Front::is_idle)
-    }
-
-    /// Closes the fronts, if all of them are idle; true when none is left.
-    fn close(&mut self) -> bool {
-        if self.is_idle() {
-            self.fronts.retain(|front| !front.close());
+    /// Goes on with walks and changes. Returns how much was done.
+    fn go_on(&self, answers: &Answers, any: impl Fn(usize) -> usize) -> usize {
+        let over = self.reactors.iter().flat_map(SimReactor::take_over);
+        let over: Vec<u64> = over.collect();
+        let mut done = over.len();
+        for number in over {
+            let Some(walk) = self.step_on(number) else {
+                continue;
+            };
+            if let Some(tag) = walk.tag {
+                answers.give(tag, (Outcome::Success, Vec::new()));
+                continue;
+            }
+            let phase = self.phase.take();
+            self.phase.replace(match phase {
+                Some(Phase::Holding(change)) => Some(Phase::Held(change)),
+                Some(Phase::Resuming(gone)) => {
+                    gone.send(Ok(()));
+                    None
+                }
+                other => other,
+            });
         }
-        self.fronts.is_empty()
+        let first = || any(self.reactors.len());
+        let phase = self.phase.take();
+        let next = match phase {
+            None => {
+                let change = self.changes.borrow_mut().pop_front();
+                change.map(|change| {
+                    done += 1;
+                    self.fronts.hold();
+                    self.walk(Step::Quiet, first(), None);
+                    Phase::Holding(change)
+                })
+            }
+            Some(Phase::Held(change)) if self.fronts.busy() == 0 => {
+                done += 1;
+                self.fronts.become_of(change.shared, change.cache);
+                self.walk(Step::Resume, first(), None);
+                Some(Phase::Resuming(change.done))
+            }
+            other => other,
+        };
+        self.phase.replace(next);
+        done
     }
-}
 
-fn submit(front: &Front<SimLane>, tag: u64, io: HostIo) {
-    let request = front.lane().host_io(tag, io.memory);
-    request.start(io.kind, Sector(io.start), io.sectors);
-    request.must_be_durable(io.durable);
-    front.submit(request);
+    /// Whether hosts have their answers, and nothing of the volume is under way.
+    fn is_at_rest(&self) -> bool {
+        let calm = self.walks.borrow().is_empty() && self.phase.borrow().is_none();
+        calm && self.opens.get() == 0 && self.reactors.iter().all(SimReactor::is_at_rest)
+    }
 }
 
 /// The hosts' side of one machine.
 pub struct Stage {
     reactors: usize,
     rng: Rc<Rng>,
-    shown: RefCell<BTreeMap<String, Shown>>,
-    next_tag: Cell<u64>,
-    waiting: RefCell<BTreeMap<u64, OnceSender<Ended>>>,
-    ended: RefCell<BTreeMap<u64, Ended>>,
+    shown: RefCell<BTreeMap<String, Rc<Shown>>>,
+    answers: Rc<Answers>,
     /// The volumes that are gone since they were last asked for.
     gone: RefCell<Vec<String>>,
 }
@@ -118,24 +194,13 @@ impl Stage {
             reactors,
             rng,
             shown: RefCell::default(),
-            next_tag: Cell::new(1),
-            waiting: RefCell::default(),
-            ended: RefCell::default(),
+            answers: Rc::default(),
             gone: RefCell::default(),
         }
     }
 
-    fn fronts(
-        &self,
-        volume: &Arc<VolumeShared>,
-        backing: &Option<Rc<SimDisk>>,
-        cache: &Option<Rc<SimDisk>>,
-    ) -> Vec<Front<SimLane>> {
-        let fronts = (0..self.reactors).map(|_| {
-            let lane = SimLane::new(cache.clone(), backing.clone());
-            Front::new(lane, volume.clone()).expect("a reader's slot")
-        });
-        fronts.collect()
+    fn find(&self, name: &str) -> Option<Rc<Shown>> {
+        self.shown.borrow().get(name).cloned()
     }
 
     // --- volumes ---
@@ -144,25 +209,29 @@ impl Stage {
     pub fn show(
         &self,
         volume: Arc<VolumeShared>,
-        backing: Option<Rc<SimDisk>>,
-        cache: Option<Rc<SimDisk>>,
+        backing: Option<Lower>,
+        cache: Option<Lower>,
     ) -> bool {
         let mut shown = self.shown.borrow_mut();
         let name = volume.name.get();
         if shown.contains_key(&name) {
             return false;
         }
-        let fronts = self.fronts(&volume, &backing, &cache);
+        let fronts = Rc::new(Fronts::new(volume, cache, backing));
+        let reactor = |_| SimReactor::new(fronts.clone(), self.answers.clone());
         let new = Shown {
-            shared: volume,
-            backing,
+            reactors: (0..self.reactors).map(reactor).collect(),
             fronts,
-            held: VecDeque::new(),
-            changes: VecDeque::new(),
-            going: Vec::new(),
-            resets: Vec::new(),
+            walks: RefCell::default(),
+            walked: Cell::new(0),
+            changes: RefCell::default(),
+            phase: RefCell::default(),
+            going: RefCell::default(),
+            closing: Cell::new(false),
+            opens: Cell::new(0),
+            answers: self.answers.clone(),
         };
-        shown.insert(name, new);
+        shown.insert(name, Rc::new(new));
         true
     }
 
@@ -179,7 +248,7 @@ impl Stage {
 
     /// The volume shown under a name.
     pub fn volume(&self, name: &str) -> Option<Arc<VolumeShared>> {
-        self.shown.borrow().get(name).map(|s| s.shared.clone())
+        self.find(name).map(|volume| volume.shared())
     }
 
     /// The names of the volumes that are shown, in order.
@@ -187,10 +256,27 @@ impl Stage {
         self.shown.borrow().keys().cloned().collect()
     }
 
+    /// Whether all reactors of a volume hold new host I/O.
+    pub fn holds(&self, name: &str) -> bool {
+        let holds = |volume: Rc<Shown>| volume.reactors.iter().all(SimReactor::holds);
+        self.find(name).is_some_and(holds)
+    }
+
+    /// Opens a shown volume as a device; none when it is about to be no more.
+    pub fn open(&self, name: &str) -> Option<Lower> {
+        let volume = self.find(name).filter(|volume| !volume.is_going())?;
+        let disk = VolumeDisk::new(volume, self.answers.clone(), self.rng.clone());
+        Some(Lower::Volume(Rc::new(disk)))
+    }
+
+    /// Whether a volume is open as a device.
+    pub fn is_open(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|volume| volume.opens.get() > 0)
+    }
+
     /// Whether a volume is shown and about to be no more.
     pub fn is_going(&self, name: &str) -> bool {
-        let shown = self.shown.borrow();
-        shown.get(name).is_some_and(|v| !v.going.is_empty())
+        self.find(name).is_some_and(|volume| volume.is_going())
     }
 
     /// The volumes that are gone since this was last asked for.
@@ -201,12 +287,13 @@ impl Stage {
     /// Takes a volume away once hosts have their answers.
     pub fn hide(&self, name: &str) -> DoneFuture {
         let (sender, gone) = once();
-        match self.shown.borrow_mut().get_mut(name) {
+        match self.find(name) {
             Some(volume) => {
-                volume.going.push(sender);
+                let mut going = volume.going.borrow_mut();
+                going.push(sender);
                 // What has not begun is not done any more.
-                let late = volume.changes.drain(1.min(volume.changes.len())..);
-                volume.going.extend(late.map(|change| change.done));
+                let late = volume.changes.take();
+                going.extend(late.into_iter().map(|change| change.done));
             }
             None => sender.send(Ok(())),
         }
@@ -214,11 +301,11 @@ impl Stage {
     }
 
     /// Makes a volume's fronts anew.
-    pub fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Rc<SimDisk>>) -> DoneFuture {
+    pub fn replace(&self, volume: Arc<VolumeShared>, cache: Option<Lower>) -> DoneFuture {
         let (sender, done) = once();
-        match self.shown.borrow_mut().get_mut(&volume.name.get()) {
-            Some(shown) if !shown.going.is_empty() => shown.going.push(sender),
-            Some(shown) => shown.changes.push_back(Change {
+        match self.find(&volume.name.get()) {
+            Some(shown) if shown.is_going() => shown.going.borrow_mut().push(sender),
+            Some(shown) => shown.changes.borrow_mut().push_back(Change {
                 shared: volume,
                 cache,
                 done: sender,
@@ -233,39 +320,32 @@ impl Stage {
     /// # Panics
     /// No volume of the name is shown.
     pub fn transfers_end(&self, name: &str, ends: Option<(Side, IoError)>) {
-        let shown = self.shown.borrow();
-        let fronts = &shown.get(name).expect("a shown volume").fronts;
-        fronts.iter().for_each(|front| front.lane().ends.set(ends));
+        let volume = self.find(name).expect("a shown volume");
+        for reactor in &volume.reactors {
+            reactor.with_front(|front| front.lane().ends.set(ends));
+        }
     }
 
     // --- host I/O ---
 
-    fn tag(&self) -> u64 {
-        let tag = self.next_tag.get();
-        self.next_tag.set(tag + 1);
-        tag
-    }
-
     fn begin(&self, name: &str, tag: u64, io: HostIo) {
-        let mut shown = self.shown.borrow_mut();
-        match shown.get_mut(name) {
-            None => self.answer(tag, (Outcome::Failed, io.memory)),
-            Some(volume) if !volume.changes.is_empty() => volume.held.push_back((tag, io)),
+        match self.find(name) {
+            None => self.answers.give(tag, (Outcome::Failed, io.memory)),
             Some(volume) => volume.take(tag, io, &self.rng),
         }
     }
 
     /// Starts a host I/O on a volume; ask [`ended`](Self::ended) for its end by the tag returned.
     pub fn issue(&self, volume: &str, io: HostIo) -> u64 {
-        let tag = self.tag();
+        let tag = self.answers.tag();
         self.begin(volume, tag, io);
         tag
     }
 
     /// Does a host I/O on a volume.
     pub fn io(&self, volume: &str, io: HostIo) -> Once<Ended> {
-        let (tag, (sender, ended)) = (self.tag(), once());
-        self.waiting.borrow_mut().insert(tag, sender);
+        let (tag, (sender, ended)) = (self.answers.tag(), once());
+        self.answers.call(tag, |ended| sender.send(ended));
         self.begin(volume, tag, io);
         ended
     }
@@ -273,42 +353,34 @@ impl Stage {
     /// The host changes the memory of a write that a front has; false when no front has it.
     pub fn change_memory(&self, tag: u64, memory: &[u8]) -> bool {
         let shown = self.shown.borrow();
-        let mut fronts = shown.values().flat_map(|volume| &volume.fronts);
-        fronts.any(|front| front.lane().change_memory(tag, memory))
+        let mut reactors = shown.values().flat_map(|volume| &volume.reactors);
+        let change = |reactor: &SimReactor| {
+            reactor.with_front(|front| front.lane().change_memory(tag, memory))
+        };
+        reactors.any(|reactor| change(reactor) == Some(true))
     }
 
-    /// Resets a volume: what is held fails; answered, with the tag returned, when nothing is in flight.
+    /// Resets a volume: what came before has its answer before the tag returned has.
     pub fn reset(&self, volume: &str) -> u64 {
-        let tag = self.tag();
-        let mut shown = self.shown.borrow_mut();
-        let Some(volume) = shown.get_mut(volume) else {
-            self.answer(tag, (Outcome::Failed, Vec::new()));
-            return tag;
-        };
-        for (held, io) in std::mem::take(&mut volume.held) {
-            self.answer(held, (Outcome::Failed, io.memory));
+        let tag = self.answers.tag();
+        match self.find(volume).filter(|volume| !volume.closing.get()) {
+            None => self.answers.give(tag, (Outcome::Failed, Vec::new())),
+            Some(volume) => {
+                let first = self.any(volume.reactors.len());
+                volume.walk(Step::Reset, first, Some(tag));
+            }
         }
-        volume.resets.push(tag);
         tag
     }
 
     /// Whether a host I/O has ended, and its end was not asked for yet.
     pub fn has_ended(&self, tag: u64) -> bool {
-        self.ended.borrow().contains_key(&tag)
+        self.answers.has(tag)
     }
 
     /// What a host I/O came to, if it has ended.
     pub fn ended(&self, tag: u64) -> Option<Ended> {
-        self.ended.borrow_mut().remove(&tag)
-    }
-
-    fn answer(&self, tag: u64, ended: Ended) {
-        match self.waiting.borrow_mut().remove(&tag) {
-            Some(waiting) => waiting.send(ended),
-            None => {
-                self.ended.borrow_mut().insert(tag, ended);
-            }
-        }
+        self.answers.take(tag)
     }
 
     // --- reactors ---
@@ -330,72 +402,44 @@ impl Stage {
     }
 
     fn poll_one(&self, name: &str) -> usize {
-        let mut shown = self.shown.borrow_mut();
-        let Some(volume) = shown.get_mut(name) else {
+        let Some(volume) = self.find(name) else {
             return 0;
         };
-        let (count, first) = (volume.fronts.len(), self.any(volume.fronts.len()));
-        let fronts = (0..count).map(|i| &volume.fronts[(first + i) % count]);
-        let mut done: usize = fronts.map(|front| self.poll_front(front)).sum();
-        if !volume.resets.is_empty() && volume.is_idle() {
-            let resets = std::mem::take(&mut volume.resets);
-            done += resets.len();
-            let ended = || (Outcome::Success, Vec::new());
-            resets.into_iter().for_each(|tag| self.answer(tag, ended()));
-        }
-        let goes = !volume.going.is_empty() && volume.held.is_empty();
-        if volume.changes.is_empty() && !goes || !volume.close() {
+        let (count, first) = (volume.reactors.len(), self.any(volume.reactors.len()));
+        let reactors = (0..count).map(|i| &volume.reactors[(first + i) % count]);
+        let mut done: usize = reactors.map(|reactor| reactor.poll(&self.rng)).sum();
+        done += volume.go_on(&self.answers, |n| self.any(n));
+        if !volume.is_going() || !volume.closing.get() && !volume.is_at_rest() {
             return done;
         }
-        match volume.changes.pop_front() {
-            Some(change) => self.change(volume, change),
-            None => {
-                let gone = shown.remove(name).map(|volume| volume.going);
-                self.gone.borrow_mut().push(name.into());
-                let gone = gone.into_iter().flatten();
-                gone.for_each(|gone| gone.send(Ok(())));
-            }
+        volume.closing.set(true);
+        if !volume.reactors.iter().all(SimReactor::end) {
+            return done;
         }
+        self.shown.borrow_mut().remove(name);
+        self.gone.borrow_mut().push(name.into());
+        let gone = volume.going.take();
+        gone.into_iter().for_each(|gone| gone.send(Ok(())));
         done + 1
-    }
-
-    fn poll_front(&self, front: &Front<SimLane>) -> usize {
-        let most = 1 + self.rng.below(8) as usize;
-        let mut done = SimLane::deliver(front, most) + front.poll();
-        while let Some((io, outcome)) = front.lane().finished() {
-            let memory = io.host().memory.take();
-            self.answer(io.host().tag, (outcome, memory));
-            done += 1;
-        }
-        done
-    }
-
-    fn change(&self, volume: &mut Shown, change: Change) {
-        volume.fronts = self.fronts(&change.shared, &volume.backing, &change.cache);
-        volume.shared = change.shared;
-        if volume.changes.is_empty() {
-            for (tag, io) in std::mem::take(&mut volume.held) {
-                volume.take(tag, io, &self.rng);
-            }
-        }
-        change.done.send(Ok(()));
     }
 
     /// Where each volume stands, for whoever looks for what hangs.
     pub fn describe(&self) -> String {
         let shown = self.shown.borrow();
         let each = shown.iter().map(|(name, volume)| {
-            let idle = volume.fronts.iter().filter(|front| front.is_idle()).count();
-            let waits = volume.shared.missing.as_ref().map(|missing| missing.waits);
+            let at_rest = volume.reactors.iter().filter(|r| r.is_at_rest()).count();
+            let held: usize = volume.reactors.iter().map(SimReactor::held).sum();
+            let shared = volume.shared();
+            let missing = shared.missing.as_ref().map(|missing| missing.waits);
             format!(
-                "{name}: {idle} of {} fronts idle, {} held, {} changes, {} wait for its end, {} resets, \
-                 missing {waits:?}, cached {}",
-                volume.fronts.len(),
-                volume.held.len(),
-                volume.changes.len(),
-                volume.going.len(),
-                volume.resets.len(),
-                volume.shared.cache.is_some(),
+                "{name}: {at_rest} of {} reactors at rest, {held} held, {} changes, {} wait for its end, \
+                 {} walks, open {} times, missing {missing:?}, cached {}",
+                volume.reactors.len(),
+                volume.changes.borrow().len(),
+                volume.going.borrow().len(),
+                volume.walks.borrow().len(),
+                volume.opens.get(),
+                shared.cache.is_some(),
             )
         });
         each.collect::<Vec<_>>().join("; ")
@@ -403,7 +447,7 @@ impl Stage {
 
     /// Forgets everything, as a crash does.
     pub fn clear(&self) {
-        let gone = (self.shown.take(), self.waiting.take());
-        drop(gone);
+        drop(self.shown.take());
+        self.answers.forget();
     }
 }

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::bounce::BouncePool;
-use super::channel::{self, Channel, Shape, Volume};
+use super::channel::{self, Channel, Volume};
 use super::disk::{Access, RawDevice, SpdkDisk};
 use super::thread::ticks;
 use super::{module, sys};
@@ -132,13 +132,8 @@ impl SpdkHost {
         if self.find(&own).is_some() {
             return Err(sys::EEXIST);
         }
-        let volume = Arc::new(Volume::new(Shape {
-            shared: shared.clone(),
-            cache: self.raw(&devices.cache),
-            backing: self.raw(&devices.backing),
-            version: 0,
-            held: false,
-        }));
+        let (cache, backing) = (self.raw(&devices.cache), self.raw(&devices.backing));
+        let volume = Arc::new(Volume::new(shared.clone(), cache, backing));
         let info = sys::bcache_volume_info {
             name: name.as_ptr(),
             uuid: shared.uuid.0,
@@ -194,7 +189,7 @@ impl SpdkHost {
 
     /// Holds new host I/O of a volume. Done when none is in flight, nor any fill.
     async fn quiesce(&self, exposed: &Rc<Exposed>) {
-        exposed.volume.shape().held = true;
+        exposed.volume.hold();
         each_channel(exposed, channel::quiesce_each).await;
         while exposed.volume.busy() > 0 {
             self.exec.sleep_us(LOOK_AGAIN_US).await;
@@ -209,13 +204,7 @@ impl SpdkHost {
         shared: Arc<VolumeShared>,
         cache: Option<Rc<dyn Disk>>,
     ) {
-        {
-            let mut shape = exposed.volume.shape();
-            shape.shared = shared;
-            shape.cache = self.raw(&cache);
-            shape.version += 1;
-            shape.held = false;
-        }
+        exposed.volume.become_of(shared, self.raw(&cache));
         // The old one is let go when no front has its pointers any more.
         let old = std::mem::replace(&mut exposed.devices.borrow_mut().cache, cache);
         each_channel(exposed, channel::resume_each).await;
@@ -284,7 +273,7 @@ impl SpdkHost {
         let found = self.find_device(io_device);
         let exposed = found.expect("a bdev of ours is in the table until it is gone");
         self.exec.spawn(async move {
-            while exposed.volume.fronts() > 0 {
+            while exposed.volume.open() > 0 {
                 self.exec.sleep_us(LOOK_AGAIN_US).await;
             }
             self.volumes.borrow_mut().remove(&exposed.name.get());

@@ -42,6 +42,7 @@ use super::gate::{self, Entrance, Gate};
 use super::{ended, module, sys, thread};
 use crate::disk::IoError;
 use crate::request::front::FILLS_MAX;
+use crate::request::hold::Line;
 use crate::request::lane::{Direction, Ended, Lane, Outcome, Side};
 use crate::units::{SECTOR_SHIFT, Sector};
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::plan::Feature;
-use super::{Call, Known, World, text};
+use super::{Call, Floor, Known, World, text};
 use crate::rpc::{self, RpcError};
 
 /// Parameters of a call; none where it makes no sense now.
@@ -34,7 +34,7 @@ const fn drawn(method: &'static str, weight: u64, feature: Option<Feature>, draw
     }
 }
 
-use Feature::{Attach, Blanks, Flash, Jobs, Lifecycle, Modes, Names, Options};
+use Feature::{Attach, Blanks, Flash, Jobs, Lifecycle, Modes, Names, Options, Stacks};
 
 /// The methods that are drawn.
 pub const DRAWN: &[Drawn] = &[
@@ -94,6 +94,9 @@ pub const NOT_DRAWN: &[&str] = &[
 /// What a call answers whose device or set has failed.
 const EIO: i32 = 5;
 
+/// Sectors that a volume must have to carry another one.
+const UPPER_SECTORS: u64 = 4096;
+
 /// Names of volumes.
 const NAMES: [&str; 6] = ["Vol0", "Vol1", "Vol2", "New0", "New1", "Fla0"];
 
@@ -135,9 +138,47 @@ fn attach(world: &World) -> Option<Value> {
 }
 
 fn create(world: &World) -> Option<Value> {
+    if world.plan.has(Stacks) && world.chance(3) {
+        return upper(world);
+    }
     let fast = world.any(&world.fasts());
     let slow = slow(world);
     Some(create_of(world, world.any(&NAMES), fast, slow))
+}
+
+/// A volume on one that is shown and carries none; never on one that lies on another.
+pub(super) fn upper(world: &World) -> Option<Value> {
+    let carries = |i: usize| {
+        let mut known = world.known.iter();
+        known.any(|k| k.floor == Floor::Upper(i))
+    };
+    let free = (0..world.known.len()).filter(|&i| {
+        let known = &world.known[i];
+        let may = known.device.is_some() && !known.gone && !carries(i);
+        may && world
+            .listed(i)
+            .is_some_and(|v| v.running && v.sectors >= UPPER_SECTORS)
+    });
+    let free: Vec<usize> = free.collect();
+    let create = |call: &Call| call.method == "bdev_bcache_create";
+    if free.is_empty() || world.calls.iter().any(create) {
+        return None;
+    }
+    let lower = world.listed(world.any(&free))?;
+    let others = world.fasts().into_iter();
+    let others: Vec<usize> = others
+        .filter(|&d| world.set_on(&world.bdev(d)) != lower.set)
+        .collect();
+    // Now and then of the lower one's own set, which is refused.
+    let fast = match others.is_empty() || world.chance(8) {
+        true => world.any(&world.fasts()),
+        false => world.any(&others),
+    };
+    let mut params = pair_of(world, world.any(&["Top0", "Top1"]), fast, fast);
+    params["backing_bdev"] = json!(lower.name);
+    params["mode"] = json!(any_mode(world));
+    params["force"] = json!(true);
+    Some(params)
 }
 
 fn slow(world: &World) -> usize {
@@ -220,6 +261,10 @@ fn forget(world: &World) -> Option<Value> {
 fn register(world: &World) -> Option<Value> {
     let d = world.rng.below(world.devices.len() as u64) as usize;
     let mut params = json!({"bdev_name": world.bdev(d)});
+    let lower = |k: &&Known| k.floor == Floor::Lower;
+    if world.known.iter().any(|k| lower(&k)) && world.chance(3) {
+        return Some(json!({"bdev_name": name(world)}));
+    }
     if world.plan.has(Names) && world.chance(8) {
         params["name"] = json!(world.any(&NAMES));
     } else if world.chance(8) {
@@ -329,7 +374,7 @@ impl World {
     }
 
     /// What may be so from the beginning of a call on.
-    fn before(&mut self, method: &str, params: &Value) {
+    pub(super) fn before(&mut self, method: &str, params: &Value) {
         let name = params["name"].as_str();
         let volume = name.and_then(|name| self.volume_named(name));
         match method {
@@ -343,6 +388,12 @@ impl World {
                     if Self::is_true(&params["discard_dirty"]) {
                         self.oracle.give_up(v, sectors);
                     }
+                }
+            }
+            "bdev_bcache_create" => {
+                let backing = params["backing_bdev"].as_str();
+                if let Some(lower) = backing.and_then(|name| self.volume_named(name)) {
+                    self.is_left_alone(lower);
                 }
             }
             "bdev_bcache_delete_flash_volume" => {
@@ -369,6 +420,14 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// A volume is to carry another one: what hosts have under way there may see that.
+    fn is_left_alone(&mut self, lower: usize) {
+        self.known[lower].floor = Floor::Lower;
+        let ops = self.ops.values_mut();
+        ops.filter(|op| op.io.volume == lower)
+            .for_each(super::load::Op::is_lost);
     }
 
     /// The same, for a call that makes a volume of a blank device; none for another.

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::World;
 use super::calls::{any_mode, pair_of};
 use super::plan::{End, Feature};
+use super::{Floor, World};
 use crate::sim::machine::Machine;
 
 impl World {
@@ -41,6 +41,9 @@ impl World {
         let media: Vec<_> = media.iter().collect();
         let (rng, now_us) = (self.rng.clone(), self.now_us);
         self.machine = Some(Machine::with(&media, rng, now_us, self.plan.reactors));
+        if self.plan.has(Feature::Stacks) {
+            self.m().stack();
+        }
         self.disturbed = false;
         self.noise_us = now_us;
         self.list.clear();
@@ -59,6 +62,12 @@ impl World {
             if self.chance(3) {
                 let params = json!({"name": format!("Vol{i}"), "writeback_running": false});
                 self.must("bdev_bcache_set_options", params)?;
+            }
+        }
+        self.look()?;
+        if self.plan.has(Feature::Stacks) {
+            if let Some(params) = super::calls::upper(self) {
+                self.call("bdev_bcache_create", params);
             }
         }
         self.look()
@@ -215,18 +224,20 @@ impl World {
         for i in 0..self.known.len() {
             self.must_be_up(i)?;
         }
-        for i in 0..self.known.len() {
-            if self.listed(i).is_some_and(|v| v.running) {
-                self.read_all(i)?;
-            }
-        }
+        self.read_each()?;
         self.pass(30_000_000)?;
+        self.read_each()?;
+        self.stop_well()
+    }
+
+    fn read_each(&mut self) -> Result<(), String> {
         for i in 0..self.known.len() {
-            if self.listed(i).is_some_and(|v| v.running) {
+            let is_up = self.listed(i).is_some_and(|v| v.running);
+            if is_up && self.known[i].floor != Floor::Lower {
                 self.read_all(i)?;
             }
         }
-        self.stop_well()
+        Ok(())
     }
 
     fn stop_well(&mut self) -> Result<(), String> {
@@ -246,7 +257,14 @@ impl World {
         if gone || listed.as_ref().is_some_and(|v| v.running) {
             return Ok(());
         }
-        let excused = self.known[i].given_up || self.known[i].in_doubt;
+        if self.rests_on_itself(i)? {
+            return Ok(());
+        }
+        let doubtful = |i: usize| self.known[i].given_up || self.known[i].in_doubt;
+        let excused = match self.known[i].floor {
+            Floor::Upper(lower) => doubtful(i) || doubtful(lower),
+            _ => doubtful(i),
+        };
         let Some(listed) = listed.filter(|_| excused) else {
             return match excused {
                 true => Ok(()),
@@ -259,6 +277,21 @@ impl World {
         let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_run", params);
         let _ = self.wait("bdev_bcache_run", call)?;
         self.look()
+    }
+
+    /// Whether a volume is not up because its set would need it then: what lies beneath has come to
+    /// that set while it was down.
+    fn rests_on_itself(&mut self, i: usize) -> Result<bool, String> {
+        let Floor::Upper(lower) = self.known[i].floor else {
+            return Ok(false);
+        };
+        let Some(name) = self.listed(lower).map(|v| v.name.clone()) else {
+            return Ok(false);
+        };
+        let params = json!({"bdev_name": name});
+        let call = crate::rpc::call(self.m().hub.clone(), "bdev_bcache_register", params);
+        let answer = self.wait("bdev_bcache_register", call)?;
+        Ok(answer.is_err_and(|error| error.message.contains("would wait for itself")))
     }
 
     fn raw_list(&self) -> Value {

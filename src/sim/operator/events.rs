@@ -10,7 +10,7 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::plan::{Feature, Plan};
-use super::{Slot, World};
+use super::{Floor, Slot, World};
 use crate::format::superblock::BackingState;
 use crate::request::Kind;
 use crate::request::lane::Outcome;
@@ -331,10 +331,13 @@ impl World {
                 self.list.iter().find(on).is_some_and(|v| v.running)
             }
         };
+        // A copy of what carries a volume shows that one's superblock, too.
+        let stacked = self.known.iter().any(|k| k.floor != Floor::Ground);
         let sets = self.m().hub.sets();
         let goes = sets.iter().any(|set| set.unregistering.is_running());
         if !used
             || goes
+            || stacked
             || !self.calls.is_empty()
             || !self.devices.iter().all(|d| d.is_sound(self.m()))
         {

@@ -5,13 +5,17 @@
 
 use serde_json::Value;
 
-use super::World;
 use super::plan::Feature;
+use super::{Floor, World};
 use crate::request::Kind;
 use crate::request::lane::Outcome;
+use crate::rng::Rng;
 use crate::sim::oracle::{Io, ZERO, data_of, values};
 use crate::sim::stage::HostIo;
 use crate::units::SECTOR_BYTES;
+
+/// What stands in memory that is no I/O's.
+const FILLER: u8 = 0x5a;
 
 /// A host I/O in flight.
 pub(super) struct Op {
@@ -21,11 +25,20 @@ pub(super) struct Op {
     /// Whether it may fail.
     excused: bool,
     is_reset: bool,
+    /// Its memory is too short.
+    must_fail: bool,
+    /// The oracle knows of it.
+    is_followed: bool,
     /// The mode and phase of its volume when it began.
     met: String,
 }
 
 impl Op {
+    /// What it does to its volume is not followed any more.
+    pub(super) fn is_lost(&mut self) {
+        (self.is_followed, self.excused) = (false, true);
+    }
+
     pub(super) fn describe(&self) -> String {
         let Io {
             kind,
@@ -43,6 +56,37 @@ impl Op {
     }
 }
 
+/// A host I/O on a volume whose data are not followed, and its memory.
+fn not_followed(kind: Kind, volume: usize, start: u64, sectors: u64) -> (Io, Vec<u8>) {
+    let io = Io {
+        kind,
+        volume,
+        start,
+        sectors,
+        begun: 0,
+    };
+    let bytes = match kind {
+        Kind::Read | Kind::Write => sectors as usize * SECTOR_BYTES,
+        _ => 0,
+    };
+    (io, vec![0; bytes])
+}
+
+/// So many bytes in pieces of any length.
+fn pieces(bytes: usize, rng: &Rng) -> Vec<usize> {
+    let (mut list, mut left) = (Vec::new(), bytes);
+    for _ in 0..rng.below(5) {
+        let piece = match rng.below(3) {
+            0 => rng.below(left as u64 + 1) as usize,
+            _ => left.min(rng.below(9) as usize * SECTOR_BYTES),
+        };
+        list.push(piece);
+        left -= piece;
+    }
+    list.push(left);
+    list
+}
+
 impl World {
     /// Begins a host I/O, or something else that a host does.
     pub(super) fn draw_io(&mut self) {
@@ -50,7 +94,7 @@ impl World {
             return;
         }
         let volume = self.rng.below(self.known.len() as u64) as usize;
-        if self.known[volume].gone {
+        if self.known[volume].gone || self.known[volume].floor == Floor::Lower {
             return;
         }
         if self.plan.has(Feature::Resets) && self.chance(40) {
@@ -76,6 +120,10 @@ impl World {
                 None => return,
             },
         };
+        let has_data = matches!(kind, Kind::Read | Kind::Write);
+        if has_data && self.plan.has(Feature::Lists) && self.chance(24) {
+            return self.issue_short(volume, kind, start, sectors);
+        }
         self.issue(volume, kind, start, sectors, durable);
     }
 
@@ -153,7 +201,12 @@ impl World {
             Kind::Write => self.new_value(sectors),
             _ => ZERO,
         };
-        let (io, memory) = self.oracle.begins(kind, volume, start, sectors, value);
+        let is_followed = self.known[volume].floor == Floor::Ground;
+        let (io, mut memory) = match is_followed {
+            true => self.oracle.begins(kind, volume, start, sectors, value),
+            false => not_followed(kind, volume, start, sectors),
+        };
+        let list = self.list_of(&mut memory);
         let begun = io.begun;
         let overlaps = |Op { io: other, .. }: &Op| {
             other.volume == volume
@@ -169,6 +222,7 @@ impl World {
             start,
             sectors,
             memory,
+            list,
             durable,
         };
         let met = self.met_of(volume);
@@ -189,11 +243,69 @@ impl World {
             io,
             issued_us: self.now(),
             durable,
-            excused: !shown,
+            excused: !shown || self.is_reset(volume),
             is_reset: false,
+            must_fail: false,
+            is_followed,
             met,
         };
         self.ops.insert(tag, op);
+    }
+
+    /// The pieces of a host's memory, to which more may be added than its I/O needs.
+    fn list_of(&mut self, memory: &mut Vec<u8>) -> Vec<usize> {
+        if !self.plan.has(Feature::Lists) || memory.is_empty() {
+            return vec![memory.len()];
+        }
+        if self.chance(3) {
+            let blocks = 1 + self.rng.below(16);
+            let more = blocks as usize * self.plan.block_sectors as usize * SECTOR_BYTES;
+            memory.resize(memory.len() + more, FILLER);
+            self.met.note("memory longer than its I/O");
+        }
+        pieces(memory.len(), &self.rng)
+    }
+
+    /// Begins a host I/O whose memory is too short: it fails, and touches nothing.
+    fn issue_short(&mut self, volume: usize, kind: Kind, start: u64, sectors: u64) {
+        let (name, _) = self.name_of(volume);
+        let bytes = self.rng.below(sectors * SECTOR_BYTES as u64) as usize;
+        let memory = vec![FILLER; bytes];
+        let list = pieces(bytes, &self.rng);
+        let host_io = HostIo {
+            list,
+            ..HostIo::new(kind, start, sectors, memory)
+        };
+        let tag = self.m().host.stage.issue(&name, host_io);
+        self.note(|| {
+            format!("io {tag} {kind:?} {name} {start}+{sectors}, memory of {bytes} bytes")
+        });
+        let io = Io {
+            kind,
+            volume,
+            start,
+            sectors,
+            begun: 0,
+        };
+        let op = Op {
+            must_fail: true,
+            ..self.op_without_data(io)
+        };
+        self.ops.insert(tag, op);
+    }
+
+    /// What is in flight and changes nothing.
+    fn op_without_data(&self, io: Io) -> Op {
+        Op {
+            io,
+            issued_us: self.now(),
+            durable: false,
+            excused: true,
+            is_reset: false,
+            must_fail: false,
+            is_followed: false,
+            met: String::new(),
+        }
     }
 
     /// What hosts write to so many sectors next.
@@ -218,19 +330,16 @@ impl World {
             begun: 0,
         };
         let op = Op {
-            io,
-            issued_us: self.now(),
-            durable: false,
-            excused: true,
             is_reset: true,
-            met: String::new(),
+            ..self.op_without_data(io)
         };
         self.ops.insert(tag, op);
     }
 
     /// The host changes the memory of a write that is under way; false when there is none.
     fn change_memory(&mut self) -> bool {
-        let writes = self.ops.iter().filter(|(_, op)| op.io.kind == Kind::Write);
+        let is_write = |op: &Op| op.io.kind == Kind::Write && op.is_followed;
+        let writes = self.ops.iter().filter(|(_, op)| is_write(op));
         let writes: Vec<u64> = writes.map(|(&tag, _)| tag).collect();
         if writes.is_empty() {
             return false;
@@ -280,14 +389,28 @@ impl World {
             )
         });
         if op.is_reset {
-            self.met.note("a reset");
-            return Ok(());
+            return self.reset_is_over(tag, io.volume);
+        }
+        let used = data.len().min(io.sectors as usize * SECTOR_BYTES);
+        let (data, beyond) = data.split_at(used);
+        if beyond.iter().any(|&byte| byte != FILLER) {
+            return Err("it has changed memory beyond it".into());
+        }
+        if op.must_fail {
+            self.met.note("memory too short for its I/O");
+            return match ok {
+                true => Err("it went well, and its memory is too short".into()),
+                false => Ok(()),
+            };
         }
         if ok && !op.met.is_empty() {
             self.met.note(format!("{:?}{}", io.kind, op.met));
         }
         if !ok && !op.excused && !self.disturbed {
             return Err(format!("failed: {outcome:?}"));
+        }
+        if !op.is_followed {
+            return Ok(());
         }
         self.oracle.ends(io, ok.then_some(data))?;
         if ok && io.kind == Kind::Flush {
@@ -299,6 +422,22 @@ impl World {
             self.oracle.is_durable(io);
         }
         Ok(())
+    }
+
+    /// Whether a reset of a volume is under way: it may meet what begins now, too.
+    fn is_reset(&self, volume: usize) -> bool {
+        let mut ops = self.ops.values();
+        ops.any(|op| op.is_reset && op.io.volume == volume)
+    }
+
+    /// What hosts had begun before a reset has ended when the reset has.
+    fn reset_is_over(&mut self, tag: u64, volume: usize) -> Result<(), String> {
+        self.met.note("a reset");
+        let mut before = self.ops.range(..tag);
+        match before.find(|(_, op)| op.io.volume == volume && !op.is_reset) {
+            Some((other, op)) => Err(format!("io {other}, {}, goes on after it", op.describe())),
+            None => Ok(()),
+        }
     }
 
     /// Reads a whole volume.

@@ -88,6 +88,19 @@ struct Known {
     given_up: bool,
     /// Sectors that hosts may use now; all if none.
     limit: Option<u64>,
+    /// Where it stands in a stack of volumes; what such ones hold is not followed.
+    floor: Floor,
+}
+
+/// Where a volume stands in a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Floor {
+    /// In none.
+    Ground,
+    /// It carries another one, or may: hosts leave it alone.
+    Lower,
+    /// It lies on this one.
+    Upper(usize),
 }
 
 /// A volume as `bdev_bcache_get_bdevs` lists it.
@@ -388,7 +401,11 @@ impl World {
                         volume.name, volume.uuid, other.uuid
                     ));
                 }
-                self.note(|| format!("{} is volume {}", volume.name, volume.uuid));
+                let floor = self.floor_of(&volume);
+                if floor != Floor::Ground {
+                    self.met.note("a volume on a volume");
+                }
+                self.note(|| format!("{} is volume {}, {floor:?}", volume.name, volume.uuid));
                 let nr = self.oracle.add(volume.sectors);
                 assert_eq!(nr, self.known.len());
                 self.known.push(Known {
@@ -400,6 +417,7 @@ impl World {
                     gone: false,
                     given_up: false,
                     limit: None,
+                    floor,
                 });
                 continue;
             };
@@ -419,6 +437,14 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Where a volume that has come up stands.
+    fn floor_of(&self, volume: &Listed) -> Floor {
+        let on = |v: &&Listed| volume.backing.as_ref() == Some(&v.name);
+        let lower = self.list.iter().find(on);
+        let lower = lower.and_then(|v| self.known.iter().position(|k| k.uuid == v.uuid));
+        lower.map_or(Floor::Ground, Floor::Upper)
     }
 
     fn check_figures(&mut self) -> Result<(), String> {

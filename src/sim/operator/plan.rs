@@ -65,6 +65,10 @@ features! {
     Resets "resets" 30,
     /// The memory of writes changes under way.
     Memory "memory" 25,
+    /// Memory in pieces of any length, which have more in all than their I/O needs, or less.
+    Lists "lists" 40,
+    /// Volumes on other volumes.
+    Stacks "stacks" 20,
     /// Seconds in which hosts do nothing.
     Idle "idle" 60,
     /// Devices are removed in good order, and come back.
@@ -208,7 +212,13 @@ impl Plan {
         Plan {
             seed,
             ends: ends.map(allowed).collect(),
-            fast: fast[..if has(Feature::TwoSets) { 2 } else { 1 }].to_vec(),
+            // No set rests on itself: a volume on a volume is of another one.
+            fast: fast[..if has(Feature::TwoSets) || has(Feature::Stacks) {
+                2
+            } else {
+                1
+            }]
+                .to_vec(),
             slow_sectors: slow[..volumes + blanks].to_vec(),
             block_sectors,
             reactors: if has(Feature::Reactors) { reactors } else { 1 },

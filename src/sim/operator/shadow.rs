@@ -9,7 +9,7 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::plan::Feature;
-use super::{Known, World};
+use super::{Floor, Known, World};
 use crate::check::report::Kind as FindingKind;
 use crate::request::Kind;
 use crate::request::lane::Outcome;
@@ -71,6 +71,7 @@ impl World {
                 })
             };
             !known.gone
+                && known.floor == Floor::Ground
                 && !known.in_doubt
                 && !self.is_leaving(i)
                 && listed.is_some_and(|v| v.running && attached(&v.name))
@@ -169,11 +170,15 @@ impl World {
             .filter(|(d, _)| Some(*d) != without);
         let here: Vec<&Rc<Medium>> = here.map(|(_, medium)| medium).collect();
         let machine = Machine::with(&here, rng.clone(), self.now(), self.plan.reactors);
+        if self.plan.has(Feature::Stacks) {
+            machine.stack();
+        }
         for medium in &here {
             let (hub, bdev) = (machine.hub.clone(), medium.name().to_string());
             run(&machine, async move { hub.examine(&bdev).await })?;
         }
-        for (nr, known) in self.known.iter().enumerate() {
+        let known = self.known.iter().enumerate();
+        for (nr, known) in known.filter(|(_, known)| known.floor == Floor::Ground) {
             let call = rpc::call(machine.hub.clone(), "bdev_bcache_get_bdevs", Value::Null);
             let list = run(&machine, call)?.map_err(|e| e.message)?;
             let listed = list.as_array().into_iter().flatten();

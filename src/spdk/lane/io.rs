@@ -10,9 +10,9 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
 use super::super::sys;
-use crate::request::admit::{self, Refusal};
+use crate::request::admit::{self, Admitted, Refusal};
+use crate::request::hold::Line;
 use crate::request::{Kind, Request};
-use crate::units::{SECTOR_SHIFT, Sector};
 
 /// The context that SPDK keeps beside each I/O of a volume.
 #[repr(C)]
@@ -80,32 +80,27 @@ impl Io {
     }
 
     /// Checks what the host wants of a volume with blocks of `1 << block_shift` sectors, and fits the
-    /// memory to it: nothing below here sees more of it than the I/O has blocks. Returns the range.
+    /// memory to it: nothing below here sees more of it than the I/O has blocks.
     #[inline]
     pub fn admit(
         &mut self,
         kind: Kind,
         block_shift: u32,
         size_sectors: u64,
-    ) -> Result<(Sector, u64), Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let head = self.head();
         let blocks = (head.offset_blocks, head.num_blocks);
-        let (at, sectors) = admit::range(kind, blocks, block_shift, size_sectors)?;
-        if !matches!(kind, Kind::Read | Kind::Write) {
-            return Ok((at, sectors));
-        }
-        if head.iovs.is_null() && sectors > 0 {
-            return Err(Refusal::Memory);
-        }
         let list = self.host().0.iter();
         let list = list.map(|iov| (iov.iov_base.addr(), iov.iov_len));
-        let fit = admit::fit(list, sectors << SECTOR_SHIFT)?;
-        self.ctx().fills_list.set(fit.is_exact);
-        self.ctx().length_bits.set(fit.length_bits);
-        // SAFETY: no reference into the context is held, and nobody else has one: the I/O is not
-        // started yet.
-        unsafe { (*self.0.as_ptr()).head.iovcnt = fit.pieces as u32 };
-        Ok((at, sectors))
+        let admitted = admit::admit(kind, blocks, block_shift, size_sectors, list)?;
+        if let Some(fit) = admitted.fit {
+            self.ctx().fills_list.set(fit.is_exact);
+            self.ctx().length_bits.set(fit.length_bits);
+            // SAFETY: no reference into the context is held, and nobody else has one: the I/O is not
+            // started yet.
+            unsafe { (*self.0.as_ptr()).head.iovcnt = fit.pieces as u32 };
+        }
+        Ok(admitted)
     }
 
     pub(super) fn host(&self) -> HostMemory<'_> {
@@ -140,9 +135,10 @@ impl Default for IoList {
     }
 }
 
-impl IoList {
-    /// Appends an I/O that is on no list.
-    pub fn push(&self, io: Io) {
+impl Line for IoList {
+    type Io = Io;
+
+    fn push(&self, io: Io) {
         let ctx = io.0.as_ptr();
         io.ctx().next.set(ptr::null_mut());
         match NonNull::new(self.last.replace(ctx)) {
@@ -151,8 +147,7 @@ impl IoList {
         }
     }
 
-    /// Takes the first.
-    pub fn pop(&self) -> Option<Io> {
+    fn pop(&self) -> Option<Io> {
         let io = Io(NonNull::new(self.first.get())?);
         let next = io.ctx().next.get();
         self.first.set(next);
@@ -162,17 +157,18 @@ impl IoList {
         Some(io)
     }
 
-    /// Whether nothing is on it.
-    pub fn is_empty(&self) -> bool {
-        self.first.get().is_null()
-    }
-
-    /// Takes all, in the same order.
-    pub fn take(&self) -> IoList {
+    fn take(&self) -> IoList {
         let taken = IoList::default();
         taken.first.set(self.first.replace(ptr::null_mut()));
         taken.last.set(self.last.replace(ptr::null_mut()));
         taken
+    }
+}
+
+impl IoList {
+    /// Whether nothing is on it.
+    pub fn is_empty(&self) -> bool {
+        self.first.get().is_null()
     }
 }
 
@@ -182,20 +178,10 @@ pub(super) struct HostMemory<'a>(&'a [sys::iovec]);
 impl HostMemory<'_> {
     /// Calls `each` with every piece of the `bytes` from `offset`, in order.
     pub(super) fn pieces(&self, offset: usize, bytes: usize, mut each: impl FnMut(*mut u8, usize)) {
-        let (mut skip, mut left) = (offset, bytes);
-        for iov in self.0 {
-            if left == 0 {
-                break;
-            }
-            if skip >= iov.iov_len {
-                skip -= iov.iov_len;
-                continue;
-            }
-            let piece = left.min(iov.iov_len - skip);
-            each(iov.iov_base.cast::<u8>().wrapping_add(skip), piece);
-            left -= piece;
-            skip = 0;
-        }
-        debug_assert_eq!(left, 0, "a part goes beyond its I/O");
+        let lengths = self.0.iter().map(|iov| iov.iov_len);
+        admit::pieces(lengths, offset, bytes, |piece, skip, bytes| {
+            let start = self.0[piece].iov_base.cast::<u8>();
+            each(start.wrapping_add(skip), bytes);
+        });
     }
 }
