@@ -394,7 +394,7 @@ impl World {
                 let other = self
                     .known
                     .iter()
-                    .find(|k| device.is_some() && k.device == device);
+                    .find(|k| device.is_some() && k.device == device && !k.in_doubt);
                 if let Some(other) = other {
                     return Err(format!(
                         "{} shows volume {} in the place of {}",

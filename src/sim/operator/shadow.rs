@@ -170,9 +170,6 @@ impl World {
             .filter(|(d, _)| Some(*d) != without);
         let here: Vec<&Rc<Medium>> = here.map(|(_, medium)| medium).collect();
         let machine = Machine::with(&here, rng.clone(), self.now(), self.plan.reactors);
-        if self.plan.has(Feature::Stacks) {
-            machine.stack();
-        }
         for medium in &here {
             let (hub, bdev) = (machine.hub.clone(), medium.name().to_string());
             run(&machine, async move { hub.examine(&bdev).await })?;
