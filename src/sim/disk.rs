@@ -529,8 +529,8 @@ impl SimDisk {
         }
         let failed = self.fails(self.medium.faults.get().write) | self.medium.errs();
         let sectors = (data.len() / SECTOR_BYTES) as u64;
-        let delay_us = self.delay_us(at, sectors, true);
         let Some(at) = self.astray(at, sectors) else {
+            let delay_us = self.delay_us(at, sectors, true);
             return self.sched.after(delay_us, move || done(Ok(())));
         };
         self.medium.rewrite(at, sectors);
@@ -539,6 +539,7 @@ impl SimDisk {
         if !failed && sched.rng().below(2) == 0 {
             medium.show(nr);
         }
+        let delay_us = self.delay_us(at, sectors, true);
         self.sched.after(delay_us, move || {
             if failed {
                 medium.spoil(nr, sched.rng());
@@ -587,9 +588,11 @@ impl SimDisk {
             Unmapped::Zeros => sectors,
             Unmapped::Mixture => self.sched.rng().below(sectors / block + 1) * block,
         };
-        let delay_us = self.delay_us(at, sectors, true);
         match zeroed {
-            0 => self.sched.after(delay_us, move || done(Ok(()))),
+            0 => {
+                let delay_us = self.delay_us(at, sectors, true);
+                self.sched.after(delay_us, move || done(Ok(())));
+            }
             some => self.start_write(at, vec![0; some as usize * SECTOR_BYTES], done),
         }
     }
