@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub use super::fuse::{Fault, Fuse};
+pub use super::ills::{Faults, Ills, Lag, Unmapped};
 use super::sched::Sched;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::rng::Rng;
@@ -31,42 +32,6 @@ impl Pending {
     fn sectors(&self) -> u64 {
         (self.data.len() / SECTOR_BYTES) as u64
     }
-}
-
-/// How often a device fails, each in one of so many requests; 0 is never.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// Reads.
-    pub read: u64,
-    /// Writes, zeroes and discards.
-    pub write: u64,
-    /// Flushes.
-    pub flush: u64,
-}
-
-/// Ways in which a device is ill, each in one of so many requests; 0 is never.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ills {
-    /// Some sectors of a write cannot be read until they are written again.
-    pub latent: u64,
-    /// A request is answered after a second to a minute and a half.
-    pub slow: u64,
-    /// A write lands elsewhere, and is answered as if it had not.
-    pub misdirected: u64,
-    /// A write lands nowhere, and is answered as if it had.
-    pub lost: u64,
-}
-
-/// What a device makes of a discard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unmapped {
-    /// Nothing: it holds what it held.
-    Old,
-    /// Zeros, and it says so beforehand.
-    Zeros,
-    /// Zeros in a part of the range.
-    #[default]
-    Mixture,
 }
 
 /// What a device holds, and what it may forget.
@@ -97,8 +62,10 @@ pub struct Medium {
     pub unmapped: Cell<Unmapped>,
     /// It answers no reads.
     pub stuck: Cell<bool>,
-    /// Every answer comes so many µs late.
-    pub lag_us: Cell<u64>,
+    /// Which answers come late.
+    pub lag: Cell<Lag>,
+    /// Sectors at its end that are not there now; what they hold stays.
+    pub hidden_sectors: Cell<u64>,
     /// It fails whatever it is told.
     dead: Cell<bool>,
     /// What cuts its power, or lets it fail.
@@ -134,7 +101,8 @@ impl Medium {
             faults: Cell::default(),
             unmapped: Cell::default(),
             stuck: Cell::new(false),
-            lag_us: Cell::new(0),
+            lag: Cell::default(),
+            hidden_sectors: Cell::new(0),
             dead: Cell::new(false),
             fuse: RefCell::default(),
         })
@@ -199,7 +167,7 @@ impl Medium {
 
     /// Its size.
     pub fn sectors(&self) -> u64 {
-        (self.visible.borrow().len() / SECTOR_BYTES) as u64
+        (self.visible.borrow().len() / SECTOR_BYTES) as u64 - self.hidden_sectors.get()
     }
 
     /// It becomes so many sectors large, which is smaller; what lay beyond is lost.
@@ -238,7 +206,7 @@ impl Medium {
     /// Nothing is wrong with it any more. What it holds stays.
     pub fn cure(&self) {
         self.dead.take();
-        self.lag_us.take();
+        self.lag.take();
         self.faults.take();
         self.ills.take();
         self.bad.take();
@@ -473,7 +441,8 @@ impl SimDisk {
         &self.medium
     }
 
-    fn delay_us(&self) -> u64 {
+    /// After how long a request is answered that goes to a range, and changes it or does not.
+    fn delay_us(&self, at: Sector, sectors: u64, changes: bool) -> u64 {
         let rng = self.sched.rng();
         let slow = self.medium.ills.get().slow;
         if slow > 0 && rng.below(slow) == 0 {
@@ -484,7 +453,7 @@ impl SimDisk {
             1..=8 => 200 + rng.below(1_000),
             _ => 5 + rng.below(100),
         };
-        self.medium.lag_us.get() + usual
+        self.medium.lag.get().of(at, sectors, changes) + usual
     }
 
     fn check(&self, at: Sector, sectors: u64) -> Result<(), IoError> {
@@ -538,7 +507,8 @@ impl SimDisk {
         let early = (checked.is_ok() && self.sched.rng().below(2) == 0)
             .then(|| self.medium.peek(at, sectors));
         let medium = self.medium.clone();
-        self.sched.after(self.delay_us(), move || {
+        let delay_us = self.delay_us(at, sectors, false);
+        self.sched.after(delay_us, move || {
             let data = checked.map(|()| early.unwrap_or_else(|| medium.peek(at, sectors)));
             done(if failed { Err(IoError::Failed) } else { data });
         });
@@ -560,7 +530,8 @@ impl SimDisk {
         let failed = self.fails(self.medium.faults.get().write) | self.medium.errs();
         let sectors = (data.len() / SECTOR_BYTES) as u64;
         let Some(at) = self.astray(at, sectors) else {
-            return self.sched.after(self.delay_us(), move || done(Ok(())));
+            let delay_us = self.delay_us(at, sectors, true);
+            return self.sched.after(delay_us, move || done(Ok(())));
         };
         self.medium.rewrite(at, sectors);
         let nr = self.medium.give(at, data);
@@ -568,7 +539,8 @@ impl SimDisk {
         if !failed && sched.rng().below(2) == 0 {
             medium.show(nr);
         }
-        self.sched.after(self.delay_us(), move || {
+        let delay_us = self.delay_us(at, sectors, true);
+        self.sched.after(delay_us, move || {
             if failed {
                 medium.spoil(nr, sched.rng());
                 return done(Err(IoError::Failed));
@@ -591,7 +563,8 @@ impl SimDisk {
         covered.sort_unstable();
         let failed = self.fails(self.medium.faults.get().flush) | self.medium.errs();
         let medium = self.medium.clone();
-        self.sched.after(self.delay_us(), move || {
+        let delay_us = self.delay_us(Sector(0), self.medium.sectors(), true);
+        self.sched.after(delay_us, move || {
             if failed {
                 return done(Err(IoError::Failed));
             }
@@ -616,7 +589,10 @@ impl SimDisk {
             Unmapped::Mixture => self.sched.rng().below(sectors / block + 1) * block,
         };
         match zeroed {
-            0 => self.sched.after(self.delay_us(), move || done(Ok(()))),
+            0 => {
+                let delay_us = self.delay_us(at, sectors, true);
+                self.sched.after(delay_us, move || done(Ok(())));
+            }
             some => self.start_write(at, vec![0; some as usize * SECTOR_BYTES], done),
         }
     }

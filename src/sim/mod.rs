@@ -11,6 +11,7 @@
 //! | [`sched`] | the clock and what is due when |
 //! | [`disk`] | disks with a volatile write cache, power cuts that tear and reorder |
 //! | [`fuse`] | power cuts and failures at a moment that is chosen |
+//! | [`ills`] | what a device does wrong, or otherwise than others |
 //! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
 //! | [`lower`] | what lies under a volume: a disk, or another volume |
 //! | [`device`] | a device as the engine's own I/O sees it, with its flaws |
@@ -34,6 +35,7 @@ pub mod device;
 pub mod disk;
 pub mod fuse;
 pub mod host;
+pub mod ills;
 pub mod kernel;
 pub mod lane;
 pub mod lower;

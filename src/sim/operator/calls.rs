@@ -100,7 +100,11 @@ const UPPER_SECTORS: u64 = 4096;
 /// Names of volumes.
 const NAMES: [&str; 6] = ["Vol0", "Vol1", "Vol2", "New0", "New1", "Fla0"];
 
+/// Often the volume of the call before: what is under way there meets the next call.
 fn name(world: &World) -> String {
+    if let Some(focus) = world.focus.as_ref().filter(|_| world.chance(3)) {
+        return focus.clone();
+    }
     let listed: Vec<String> = world.list.iter().map(|v| v.name.clone()).collect();
     match listed.is_empty() || world.chance(12) {
         true => world.any(&NAMES).into(),
@@ -282,6 +286,9 @@ fn run(world: &World) -> Option<Value> {
     if discards(world) {
         params["discard_dirty"] = json!(true);
     }
+    if world.plan.has(Feature::Shrinks) && world.chance(2) {
+        params["accept_size"] = json!(true);
+    }
     Some(params)
 }
 
@@ -342,6 +349,7 @@ impl World {
         }
         self.note(|| format!("{method} {params}"));
         self.before(method, &params);
+        self.focus = text(&params["name"]).or(self.focus.take());
         let call = rpc::call(self.m().hub.clone(), method, params.clone());
         let call = Call {
             answer: self.m().start(call),
@@ -455,11 +463,17 @@ impl World {
     /// Takes the answers to calls.
     pub(super) fn take_calls(&mut self) -> Result<(), String> {
         let calls = std::mem::take(&mut self.calls);
+        let is_alone = calls.len() == 1;
         for call in calls {
             let answer = call.answer.borrow_mut().take();
             match answer {
                 None => self.calls.push(call),
-                Some(answer) => self.called(&call, &answer)?,
+                Some(answer) => {
+                    if is_alone && answer.is_ok() && call.method == "bdev_bcache_delete" {
+                        self.is_released(&call)?;
+                    }
+                    self.called(&call, &answer)?;
+                }
             }
         }
         Ok(())
@@ -494,6 +508,23 @@ impl World {
                 self.flash_resized(call.uuid.as_deref(), &call.params, ok)
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A volume whose delete is answered holds its device no more, unless it is to come up again.
+    fn is_released(&mut self, call: &Call) -> Result<(), String> {
+        let of = |known: &&Known| Some(&known.uuid) == call.uuid.as_ref();
+        let device = self.known.iter().find(of).and_then(|known| known.device);
+        let Some(device) = device.map(|d| self.bdev(d)) else {
+            return Ok(());
+        };
+        let shown = self
+            .list
+            .iter()
+            .any(|v| v.running && v.backing.as_ref() == Some(&device));
+        if !shown && !self.disturbed && self.m().host.holds_open(&device) {
+            return Err(format!("{device} is held after {}", call.describe()));
         }
         Ok(())
     }

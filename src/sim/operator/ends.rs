@@ -12,6 +12,7 @@ impl World {
     pub(super) fn live(&mut self, i: usize, end: End) -> Result<(), String> {
         self.note(|| format!("life {i} will end in {end:?}"));
         self.switch_on();
+        self.mix = super::mix::Mix::draw(&self.rng);
         match i {
             0 => self.set_up()?,
             _ => self.start(end)?,
@@ -93,6 +94,7 @@ impl World {
                 self.is_missing(d);
                 continue;
             }
+            self.perhaps_smaller(d);
             let bdev = self.bdev(d);
             self.note(|| format!("{bdev} appears"));
             let examined = self.examine(bdev);
@@ -120,6 +122,9 @@ impl World {
         self.now_us = machine.sched.now_us();
         machine.host.stage.clear();
         machine.die();
+        // At rest a device is judged by all that it holds.
+        let media = self.devices.iter().map(|device| &device.medium);
+        media.for_each(|medium| medium.hidden_sectors.set(0));
         self.ops.clear();
         self.calls.clear();
         for known in &mut self.known {

@@ -15,7 +15,7 @@ use crate::format::superblock::BackingState;
 use crate::request::Kind;
 use crate::request::lane::Outcome;
 use crate::rpc;
-use crate::sim::disk::{Faults, Medium};
+use crate::sim::disk::{Faults, Lag, Medium};
 use crate::sim::machine::{BROKEN, Machine, backing_super};
 use crate::units::{SECTOR_BYTES, Sector};
 
@@ -82,6 +82,7 @@ impl Device {
     /// A new life begins: whatever was wrong with it is over.
     pub(super) fn is_reborn(&mut self) {
         self.medium.cure();
+        self.medium.hidden_sectors.set(0);
         self.place = Place::Here;
         (self.torn, self.loses) = (false, false);
         self.sick_until_us = None;
@@ -103,8 +104,10 @@ impl World {
             Feature::Faults,
             Feature::BadSectors,
             Feature::SuperFaults,
+            Feature::Regions,
             Feature::Sizes,
             Feature::Copies,
+            Feature::Rests,
         ]
         .into_iter()
         .filter(|&feature| self.plan.has(feature))
@@ -121,6 +124,7 @@ impl World {
                 return self.pass(us);
             }
             Feature::Copies => return self.copy(d),
+            Feature::Rests => return self.rest(),
             Feature::Sizes => self.grow(d),
             _ if !self.devices[d].is_here() => {}
             Feature::Removals => self.remove(d, false),
@@ -210,6 +214,8 @@ impl World {
         if device.torn {
             device.medium.faults.set(Faults::default());
         }
+        self.perhaps_smaller(d);
+        let device = &mut self.devices[d];
         (device.torn, device.loses) = (false, false);
         device.place = Place::Here;
         let machine = self.m();
@@ -262,7 +268,12 @@ impl World {
         let flaws = self.m().host.flaws(&name);
         match kind {
             Feature::Silence => flaws.silence.set(true),
-            Feature::Lag => medium.lag_us.set(self.any(&[3_000, 100_000, 2_000_000])),
+            Feature::Lag => medium.lag.set(Lag {
+                reads: !self.chance(3),
+                changes: !self.chance(3),
+                ..Lag::of_all(self.any(&[3_000, 100_000, 2_000_000]))
+            }),
+            Feature::Regions => self.sicken_region(d),
             Feature::Faults => {
                 let rate = |world: &World| world.any(&[0, 0, 2, 10, 40]);
                 medium.faults.set(Faults {
@@ -273,8 +284,7 @@ impl World {
             }
             Feature::BadSectors => {
                 let block = u64::from(self.plan.block_sectors);
-                let at = self.rng.below(medium.sectors() / block) * block;
-                medium.turn_bad(Sector(at), block);
+                medium.turn_bad(self.sector_in_use(&medium), block);
                 medium.faulted.set(medium.faulted.get() + 1);
             }
             _ => {
@@ -283,6 +293,34 @@ impl World {
             }
         }
         self.devices[d].sick_until_us = Some(self.now() + us);
+    }
+
+    /// A block of a device, mostly one that was written.
+    fn sector_in_use(&self, medium: &Medium) -> Sector {
+        let block = u64::from(self.plan.block_sectors);
+        let any = || Sector(self.rng.below(medium.sectors() / block) * block);
+        let is_used = |&at: &Sector| medium.peek(at, block).iter().any(|&byte| byte != 0);
+        (0..30).map(|_| any()).find(is_used).unwrap_or_else(any)
+    }
+
+    /// A part of a device answers late, or takes none of the engine's writes.
+    fn sicken_region(&mut self, d: usize) {
+        let medium = self.devices[d].medium.clone();
+        let sectors = medium.sectors();
+        let from = self.rng.below(sectors);
+        let to = from + sectors / self.any(&[4, 16, 64]);
+        if self.chance(2) {
+            let flaws = self.m().host.flaws(medium.name());
+            flaws
+                .unwritable
+                .borrow_mut()
+                .push((Sector(from), Sector(to)));
+        } else {
+            medium.lag.set(Lag {
+                range: (from, to),
+                ..Lag::of_all(self.any(&[100_000, 2_000_000, 8_000_000]))
+            });
+        }
     }
 
     pub(super) fn end_sickness(&mut self, d: usize) {
@@ -300,6 +338,21 @@ impl World {
     }
 
     // --- sizes and copies ---
+
+    /// A backing device that appears may be smaller than it was, until it appears again.
+    pub(super) fn perhaps_smaller(&mut self, d: usize) {
+        let device = &self.devices[d];
+        device.medium.hidden_sectors.set(0);
+        if device.is_fast || !self.plan.has(Feature::Shrinks) || !self.chance(3) {
+            return;
+        }
+        let less = 8 * (1 + self.rng.below(64));
+        device.medium.hidden_sectors.set(less);
+        self.disturb();
+        let name = self.bdev(d);
+        self.note(|| format!("{name} is {less} sectors smaller"));
+        self.met.note("a backing device that is smaller");
+    }
 
     /// A backing device grows.
     fn grow(&mut self, d: usize) {
@@ -402,6 +455,16 @@ impl World {
         let gone = self.wait("a clone's end", call)?;
         gone.map_err(|error| format!("a clone stays: {}", error.message))?;
         self.met.note("a clean copy got a UUID of its own");
+        Ok(())
+    }
+
+    /// The operator waits until all that was called for is done, with all devices there.
+    fn rest(&mut self) -> Result<(), String> {
+        self.note(|| "the operator waits".into());
+        self.all_are_well()?;
+        let ended = |world: &World| world.calls.iter().all(|c| c.answer.borrow().is_some());
+        self.until("a call", ended)?;
+        self.met.note("all calls had ended");
         Ok(())
     }
 

@@ -103,7 +103,7 @@ impl World {
         if self.plan.has(Feature::Memory) && self.chance(8) && self.change_memory() {
             return;
         }
-        let (reads, flushes) = (self.plan.reads, self.plan.flushes);
+        let (reads, flushes) = (self.mix.reads, self.mix.flushes);
         let kind = match self.rng.below(100) {
             n if n < reads => Kind::Read,
             n if n < reads + flushes => Kind::Flush,
@@ -128,24 +128,31 @@ impl World {
     }
 
     /// Where a host I/O goes: mostly a short one, often to where others go.
-    fn place(&self, volume: usize) -> Option<(u64, u64)> {
+    fn place(&mut self, volume: usize) -> Option<(u64, u64)> {
         let block = u64::from(self.plan.block_sectors);
-        let size = self.usable_sectors(volume);
-        let most = (self.plan.io_sectors_max.min(size) / block).max(1);
-        let most = 1 + self.rng.below(1 + self.rng.below(most));
-        let sectors = (1 + self.rng.below(most)) * block;
-        let room = match self.rng.below(100) < self.plan.hot {
-            true => 256,
-            false => size,
+        let (size, mix) = (self.usable_sectors(volume), self.mix.clone());
+        let most = (mix.io_sectors_max.min(size) / block).max(1);
+        let blocks = match mix.is_full {
+            true => most,
+            false => 1 + self.rng.below(1 + self.rng.below(1 + self.rng.below(most))),
         };
-        let room = room.min(size);
+        let sectors = blocks * block;
+        if self.rng.below(100) < mix.in_order {
+            let start = self.known[volume].next;
+            let start = if start + sectors <= size { start } else { 0 };
+            self.known[volume].next = start + sectors;
+            return (start + sectors <= size).then_some((start, sectors));
+        }
+        let (from, room) = match self.rng.below(100) < mix.hot {
+            true => (size * mix.hot_at / 1000 / block * block, 256),
+            false => (0, size),
+        };
+        let room = room.min(size - from);
         if room < sectors {
             return None;
         }
-        Some((
-            self.rng.below((room - sectors) / block + 1) * block,
-            sectors,
-        ))
+        let at = self.rng.below((room - sectors) / block + 1) * block;
+        Some((from + at, sectors))
     }
 
     /// Sectors of a volume that hosts may use now.
@@ -416,10 +423,12 @@ impl World {
         if ok && io.kind == Kind::Flush {
             let known = &mut self.known[io.volume];
             known.in_doubt &= known.device.is_none();
+            self.promised = true;
         }
         if ok && op.durable {
             self.met.note("a durable write");
             self.oracle.is_durable(io);
+            self.promised = true;
         }
         Ok(())
     }

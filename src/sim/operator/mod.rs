@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`plan`] | features, and what a seed draws |
 //! | [`load`] | host I/O |
+//! | [`mix`] | its phases |
 //! | [`calls`] | the methods |
 //! | [`events`] | what befalls devices |
 //! | [`shadow`] | recovery of copies of the devices while the life goes on |
@@ -28,6 +29,7 @@ pub mod ends;
 pub mod events;
 pub mod load;
 pub mod met;
+pub mod mix;
 pub mod plan;
 pub mod runs;
 pub mod shadow;
@@ -50,12 +52,15 @@ use crate::units::SECTOR_BYTES;
 use events::Device;
 use load::Op;
 use met::Met;
+use mix::Mix;
 use plan::{Cut, Plan};
 
 /// Simulated time in which a call or a host I/O must end where all devices answer: ten minutes.
 const PATIENCE_US: u64 = 600_000_000;
 /// Turns that a wait may take.
 const TURNS_MAX: u64 = 4_000_000;
+/// Of so many flushes that are answered, one is tried at once: what the devices hold is recovered.
+const PROMISES_TRIED: u64 = 16;
 /// Lines of the log that are kept.
 const LOG_MAX: usize = 400;
 
@@ -90,6 +95,8 @@ struct Known {
     limit: Option<u64>,
     /// Where it stands in a stack of volumes; what such ones hold is not followed.
     floor: Floor,
+    /// Where a host I/O in order goes next.
+    next: u64,
 }
 
 /// Where a volume stands in a stack.
@@ -143,6 +150,12 @@ pub struct World {
     noise_us: u64,
     /// Bytes that hosts have written in this run.
     written: u64,
+    /// What hosts do now.
+    mix: Mix,
+    /// A flush, or a durable write, was answered well in this turn.
+    promised: bool,
+    /// The volume that was last named in a call.
+    focus: Option<String>,
     /// The nodes that each set's btree had last.
     nodes: BTreeMap<String, u64>,
     met: Met,
@@ -201,6 +214,9 @@ impl World {
             broken_off: false,
             noise_us: 0,
             written: 0,
+            mix: Mix::draw(&Rng::new(0)),
+            promised: false,
+            focus: None,
             nodes: BTreeMap::new(),
             met: Met::default(),
             log: VecDeque::new(),
@@ -258,6 +274,9 @@ impl World {
         self.take_calls()?;
         self.take_events()?;
         self.check_patience()?;
+        if self.chance(40) {
+            self.mix = Mix::draw(&self.rng);
+        }
         let what = self.rng.below(100);
         if what < self.plan.calls {
             if self.calls.len() < 6 {
@@ -268,7 +287,7 @@ impl World {
         } else if what < self.plan.calls + self.plan.events + 3 {
             self.draw_shadow()?;
         } else {
-            for _ in 0..1 + self.rng.below(self.plan.burst) {
+            for _ in 0..1 + self.rng.below(self.mix.burst) {
                 self.draw_io();
             }
         }
@@ -307,7 +326,12 @@ impl World {
     fn turn(&mut self) -> Result<(), String> {
         self.m().turn_any();
         self.notice_opens();
-        self.take_answers()
+        self.take_answers()?;
+        // What was promised must hold from the first moment on.
+        if std::mem::take(&mut self.promised) && self.chance(PROMISES_TRIED) {
+            self.draw_shadow()?;
+        }
+        Ok(())
     }
 
     /// Goes on until something is so.
@@ -418,6 +442,7 @@ impl World {
                     given_up: false,
                     limit: None,
                     floor,
+                    next: 0,
                 });
                 continue;
             };

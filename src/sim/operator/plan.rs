@@ -89,6 +89,12 @@ features! {
     SuperFaults "super-faults" 25,
     /// Backing devices grow.
     Sizes "sizes" 25,
+    /// Backing devices come back smaller than they were, and later as large.
+    Shrinks "shrinks" 15,
+    /// A part of a device answers late, or takes none of the engine's writes, for a while.
+    Regions "regions" 20,
+    /// The operator waits for all calls.
+    Rests "rests" 40,
     /// Copies of devices appear.
     Copies "copies" 20,
     /// Blank devices are to become volumes.
@@ -157,16 +163,6 @@ pub struct Plan {
     pub steps: u64,
     /// Host I/Os in flight at most.
     pub depth: usize,
-    /// Host I/Os that a step begins at most.
-    pub burst: u64,
-    /// Sectors of a host I/O at most.
-    pub io_sectors_max: u64,
-    /// Of a hundred host I/Os: reads, flushes.
-    pub reads: u64,
-    /// See `reads`.
-    pub flushes: u64,
-    /// Host I/Os in a hundred that go to a small part of the volume.
-    pub hot: u64,
     /// What backing devices make of discards.
     pub unmapped: Unmapped,
     /// Of a hundred steps: those with a call, and those with something that befalls a device.
@@ -224,11 +220,6 @@ impl Plan {
             reactors: if has(Feature::Reactors) { reactors } else { 1 },
             steps: *rng.any(&[40, 120, 120, 300]),
             depth: *rng.any(&[1, 4, 12, 32]),
-            burst: *rng.any(&[2, 6, 6, 30]),
-            io_sectors_max: *rng.any(&[8, 8, 64, 256]),
-            reads: *rng.any(&[10, 40, 70]),
-            flushes: *rng.any(&[0, 4, 12]),
-            hot: *rng.any(&[0, 50, 95]),
             unmapped: *rng.any(&[Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture]),
             calls: *rng.any(&[5, 20, 40]),
             events: *rng.any(&[2, 8, 20]),
