@@ -230,8 +230,7 @@ impl<L: Line, T: Copy> Hold<L, T> {
         let shape = reactor.fronts().enter();
         self.is_on.set(shape.held);
         self.busy.set(!shape.held);
-        self.version.set(shape.version);
-        if shape.held || reactor.build(&shape) {
+        if shape.held || self.build(reactor, &shape) {
             return true;
         }
         reactor.fronts().leave(true);
@@ -251,11 +250,15 @@ impl<L: Line, T: Copy> Hold<L, T> {
     #[cold]
     pub fn build_again<R: Reactor<Line = L, Token = T>>(&self, reactor: &R) -> bool {
         let shape = reactor.fronts().shape().clone();
-        if shape.held {
-            return false;
-        }
+        !shape.held && self.build(reactor, &shape)
+    }
+
+    fn build<R>(&self, reactor: &R, shape: &Shape<R::Device>) -> bool
+    where
+        R: Reactor<Line = L, Token = T>,
+    {
         self.version.set(shape.version);
-        reactor.build(&shape)
+        reactor.build(shape)
     }
 
     /// A step comes to the reactor. It ends in [`go_on`](Self::go_on).
@@ -318,8 +321,7 @@ impl<L: Line, T: Copy> Hold<L, T> {
             if !reactor.close_front() {
                 return false;
             }
-            self.version.set(shape.version);
-            reactor.build(&shape);
+            self.build(reactor, &shape);
         }
         self.is_on.set(false);
         let held = self.line.take();

@@ -1,9 +1,9 @@
 //! A device as the engine's own I/O sees it: opened by name, with failures that fronts do not meet.
 //!
-//! A [`SimDisk`](super::disk::SimDisk) fails for everybody at once. Here only what the engine does of its own (metadata,
-//! write-back, superblocks) fails or waits: some ranges are unreadable, others take no write, and a
-//! *silent* device answers writes and flushes only when its silence ends. [`Flaws`] belong to the
-//! device's name and outlive each opening.
+//! A [`SimDisk`](super::disk::SimDisk) fails for everybody at once. Here only what the engine does of
+//! its own (metadata, write-back, superblocks) fails or waits: some ranges are unreadable, others take
+//! no write, and a *silent* device answers writes and flushes only when its silence ends. [`Flaws`]
+//! belong to the device's name and outlive each opening.
 
 use std::cell::{Cell, RefCell};
 use std::future::ready;

@@ -15,7 +15,7 @@ pub use super::ills::{Faults, Ills, Lag, Unmapped};
 use super::sched::Sched;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
 use crate::rng::Rng;
-use crate::task::once;
+use crate::task::{OnceSender, once};
 use crate::units::{SECTOR_BYTES, Sector};
 
 /// An unflushed write.
@@ -598,6 +598,34 @@ impl SimDisk {
     }
 }
 
+/// Memory of a simulated device.
+pub(super) fn buf_of(bytes: usize) -> Buf {
+    Buf::new(Box::new(vec![0u8; bytes]))
+}
+
+/// Reads so many sectors as memory has: `start` has them sent, which fill it then.
+pub(super) fn read_into(
+    mut buf: Buf,
+    start: impl FnOnce(u64, OnceSender<Result<Vec<u8>, IoError>>),
+) -> BufFuture {
+    let (tx, rx) = once();
+    start((buf.len() / SECTOR_BYTES) as u64, tx);
+    Box::pin(async move {
+        let done = rx.await.map(|data| buf.copy_from_slice(&data));
+        (buf, done)
+    })
+}
+
+/// Writes what memory has: `start` has the end of that sent.
+pub(super) fn write_from(
+    buf: Buf,
+    start: impl FnOnce(Vec<u8>, OnceSender<Result<(), IoError>>),
+) -> BufFuture {
+    let (tx, rx) = once();
+    start(buf.to_vec(), tx);
+    Box::pin(async move { (buf, rx.await) })
+}
+
 impl Disk for SimDisk {
     fn name(&self) -> String {
         self.medium.name.clone()
@@ -616,23 +644,19 @@ impl Disk for SimDisk {
     }
 
     fn alloc(&self, bytes: usize) -> Buf {
-        Buf::new(Box::new(vec![0u8; bytes]))
+        buf_of(bytes)
     }
 
-    fn read(&self, at: Sector, mut buf: Buf) -> BufFuture {
-        let (tx, rx) = once();
-        let sectors = (buf.len() / SECTOR_BYTES) as u64;
-        self.start_read(at, sectors, move |data| tx.send(data));
-        Box::pin(async move {
-            let done = rx.await.map(|data| buf.copy_from_slice(&data));
-            (buf, done)
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture {
+        read_into(buf, |sectors, tx| {
+            self.start_read(at, sectors, move |data| tx.send(data));
         })
     }
 
     fn write(&self, at: Sector, buf: Buf) -> BufFuture {
-        let (tx, rx) = once();
-        self.start_write(at, buf.to_vec(), move |done| tx.send(done));
-        Box::pin(async move { (buf, rx.await) })
+        write_from(buf, |data, tx| {
+            self.start_write(at, data, move |done| tx.send(done));
+        })
     }
 
     fn flush(&self) -> DoneFuture {

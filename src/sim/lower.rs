@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use super::disk::SimDisk;
+use super::disk::{SimDisk, buf_of, read_into, write_from};
 use super::reactor::{Answers, Ended, HostIo};
 use super::stage::Shown;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
@@ -182,23 +182,19 @@ impl Disk for VolumeDisk {
     }
 
     fn alloc(&self, bytes: usize) -> Buf {
-        Buf::new(Box::new(vec![0u8; bytes]))
+        buf_of(bytes)
     }
 
-    fn read(&self, at: Sector, mut buf: Buf) -> BufFuture {
-        let (tx, rx) = once();
-        let sectors = (buf.len() / SECTOR_BYTES) as u64;
-        self.start_read(at, sectors, move |data| tx.send(data));
-        Box::pin(async move {
-            let done = rx.await.map(|data| buf.copy_from_slice(&data));
-            (buf, done)
+    fn read(&self, at: Sector, buf: Buf) -> BufFuture {
+        read_into(buf, |sectors, tx| {
+            self.start_read(at, sectors, move |data| tx.send(data));
         })
     }
 
     fn write(&self, at: Sector, buf: Buf) -> BufFuture {
-        let (tx, rx) = once();
-        self.start_write(at, buf.to_vec(), move |done| tx.send(done));
-        Box::pin(async move { (buf, rx.await) })
+        write_from(buf, |data, tx| {
+            self.start_write(at, data, move |done| tx.send(done));
+        })
     }
 
     fn flush(&self) -> DoneFuture {

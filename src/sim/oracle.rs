@@ -115,6 +115,19 @@ pub struct Io {
     pub begun: Moment,
 }
 
+impl Io {
+    /// One that no oracle was told of.
+    pub fn unfollowed(kind: Kind, volume: usize, start: u64, sectors: u64) -> Io {
+        Io {
+            kind,
+            volume,
+            start,
+            sectors,
+            begun: 0,
+        }
+    }
+}
+
 /// What stands in a sector of a volume when it holds a value.
 pub fn sector_of(volume: usize, sector: u64, value: u32) -> [u8; SECTOR_BYTES] {
     let mut out = [0; SECTOR_BYTES];

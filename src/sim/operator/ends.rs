@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::calls::{any_mode, pair_of};
+use super::mix::Mix;
 use super::plan::{End, Feature};
 use super::{Floor, World};
 use crate::sim::machine::Machine;
@@ -12,7 +13,7 @@ impl World {
     pub(super) fn live(&mut self, i: usize, end: End) -> Result<(), String> {
         self.note(|| format!("life {i} will end in {end:?}"));
         self.switch_on();
-        self.mix = super::mix::Mix::draw(&self.rng);
+        self.mix = Mix::draw(&self.rng);
         match i {
             0 => self.set_up()?,
             _ => self.start(end)?,
@@ -175,10 +176,7 @@ impl World {
     /// Everything is stopped in good order, with calls and host I/O under way.
     fn stop(&mut self) -> Result<(), String> {
         if self.chance(2) {
-            self.all_are_well()?;
-            self.until("a call", |world| {
-                world.calls.iter().all(|c| c.answer.borrow().is_some())
-            })?;
+            self.all_calls_end()?;
             self.take_calls()?;
         }
         self.look()?;

@@ -461,11 +461,17 @@ impl World {
     /// The operator waits until all that was called for is done, with all devices there.
     fn rest(&mut self) -> Result<(), String> {
         self.note(|| "the operator waits".into());
-        self.all_are_well()?;
-        let ended = |world: &World| world.calls.iter().all(|c| c.answer.borrow().is_some());
-        self.until("a call", ended)?;
+        self.all_calls_end()?;
         self.met.note("all calls had ended");
         Ok(())
+    }
+
+    /// Waits, with all devices there, until every call has its answer.
+    pub(super) fn all_calls_end(&mut self) -> Result<(), String> {
+        self.all_are_well()?;
+        self.until("a call", |world| {
+            world.calls.iter().all(|c| c.answer.borrow().is_some())
+        })
     }
 
     /// All devices are well; those that are away come back.

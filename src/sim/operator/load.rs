@@ -58,13 +58,7 @@ impl Op {
 
 /// A host I/O on a volume whose data are not followed, and its memory.
 fn not_followed(kind: Kind, volume: usize, start: u64, sectors: u64) -> (Io, Vec<u8>) {
-    let io = Io {
-        kind,
-        volume,
-        start,
-        sectors,
-        begun: 0,
-    };
+    let io = Io::unfollowed(kind, volume, start, sectors);
     let bytes = match kind {
         Kind::Read | Kind::Write => sectors as usize * SECTOR_BYTES,
         _ => 0,
@@ -130,7 +124,7 @@ impl World {
     /// Where a host I/O goes: mostly a short one, often to where others go.
     fn place(&mut self, volume: usize) -> Option<(u64, u64)> {
         let block = u64::from(self.plan.block_sectors);
-        let (size, mix) = (self.usable_sectors(volume), self.mix.clone());
+        let (size, mix) = (self.usable_sectors(volume), self.mix);
         let most = (mix.io_sectors_max.min(size) / block).max(1);
         let blocks = match mix.is_full {
             true => most,
@@ -287,13 +281,7 @@ impl World {
         self.note(|| {
             format!("io {tag} {kind:?} {name} {start}+{sectors}, memory of {bytes} bytes")
         });
-        let io = Io {
-            kind,
-            volume,
-            start,
-            sectors,
-            begun: 0,
-        };
+        let io = Io::unfollowed(kind, volume, start, sectors);
         let op = Op {
             must_fail: true,
             ..self.op_without_data(io)
@@ -329,13 +317,7 @@ impl World {
         for op in self.ops.values_mut().filter(|op| op.io.volume == volume) {
             op.excused = true;
         }
-        let io = Io {
-            kind: Kind::Flush,
-            volume,
-            start: 0,
-            sectors: 0,
-            begun: 0,
-        };
+        let io = Io::unfollowed(Kind::Flush, volume, 0, 0);
         let op = Op {
             is_reset: true,
             ..self.op_without_data(io)

@@ -6,7 +6,7 @@
 use crate::rng::Rng;
 
 /// One phase of the load.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Mix {
     /// Sectors of a host I/O at most.
     pub io_sectors_max: u64,

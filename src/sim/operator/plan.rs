@@ -205,16 +205,12 @@ impl Plan {
             end => end,
         };
         let reactors = 2 + rng.below(3) as usize;
+        // No set rests on itself: a volume on a volume is of another one.
+        let sets = 1 + usize::from(has(Feature::TwoSets) || has(Feature::Stacks));
         Plan {
             seed,
             ends: ends.map(allowed).collect(),
-            // No set rests on itself: a volume on a volume is of another one.
-            fast: fast[..if has(Feature::TwoSets) || has(Feature::Stacks) {
-                2
-            } else {
-                1
-            }]
-                .to_vec(),
+            fast: fast[..sets].to_vec(),
             slow_sectors: slow[..volumes + blanks].to_vec(),
             block_sectors,
             reactors: if has(Feature::Reactors) { reactors } else { 1 },
