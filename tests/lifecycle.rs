@@ -13,7 +13,7 @@ use spdk_bcache::rpc;
 use spdk_bcache::set::hub::STOP_LIMIT_US;
 use spdk_bcache::sim::disk::{Faults, Medium};
 use spdk_bcache::sim::machine::{Machine, backing_super, blank};
-use spdk_bcache::units::{Sector, Uuid};
+use spdk_bcache::units::{SECTOR_BYTES, Sector, Uuid};
 
 /// A write-back set with one volume, which writes nothing back unasked, of two blank devices.
 fn running() -> (Rc<Medium>, Rc<Medium>, Machine) {
@@ -116,6 +116,44 @@ fn a_crash_while_a_flash_volume_is_removed_leaves_all_of_it_or_nothing() {
             create_flash(&machine, "Flash1").expect("there is room");
             assert!(machine.holds("Flash1", 0, 64, 0));
         }
+        machine.die();
+        if ended {
+            break;
+        }
+    }
+    assert_eq!(ends, [true; 2]);
+}
+
+#[test]
+fn a_crash_while_a_flash_volume_shrinks_leaves_nothing_beyond_its_end() {
+    let mut ends = [false; 2];
+    for turns in (0..3000).step_by(5) {
+        let (fast, slow, machine) = running();
+        create_flash(&machine, "Flash0").expect("there is room");
+        let resize = |machine: &Machine, size_mb: u64| {
+            let params = json!({"name": "Flash0", "size_mb": size_mb, "discard_dirty": true});
+            rpc::call(
+                machine.hub.clone(),
+                "bdev_bcache_resize_flash_volume",
+                params,
+            )
+        };
+        machine.run(resize(&machine, 2)).expect("it grows");
+        for at in [0, 4000] {
+            assert_eq!(machine.write("Flash0", at, 64, 7), Outcome::Success);
+        }
+        assert_eq!(machine.flush("Flash0"), Outcome::Success);
+        let shrinking = machine.start(resize(&machine, 1));
+        for _ in 0..turns {
+            machine.turn();
+        }
+        let ended = shrinking.borrow().is_some();
+        let machine = reboot(machine, &[&fast, &slow], &[&fast, &slow]);
+        let shrank = machine.volume_of("Flash0")["size_bytes"] == 1 << 20;
+        ends[usize::from(shrank)] = true;
+        let kept = if shrank { 64 } else { 128 } * SECTOR_BYTES;
+        machine.until("what is kept", || machine.set()["dirty_bytes"] == kept);
+        assert!(machine.holds("Flash0", 0, 64, 7) && (shrank || !ended));
         machine.die();
         if ended {
             break;

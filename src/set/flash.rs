@@ -3,7 +3,7 @@
 //! The entry of the uuid table is what makes such a volume. It is written before the volume is
 //! shown, and marked as gone before the data are dropped: a crash in between leaves dirty keys of an
 //! entry that is gone, which the next start drops. Where a volume shrinks, the smaller size is
-//! durable before what lies beyond is dropped.
+//! durable before what lies beyond is dropped; the next start drops what a crash leaves of that.
 
 use super::cache::CacheSet;
 use super::claims::Key;

@@ -425,7 +425,7 @@ pub(super) fn check_blocks(
 }
 
 /// Whether a set has any key of an inode from a sector on.
-fn has_beyond(set: &CacheSet, inode: Inode, end: Sector) -> bool {
+pub(super) fn has_beyond(set: &CacheSet, inode: Inode, end: Sector) -> bool {
     let mut any = false;
     set.tree.scan(inode, end, Sector::MAX, &mut |_| {
         any = true;

@@ -3,8 +3,9 @@
 //! An entry of the uuid table stays for as long as its volume may come back. Who never will is
 //! forgotten on request: the entry is marked as gone first, then its keys are dropped; a crash in
 //! between leaves keys of an entry that is gone. The dirty ones of these are dropped when the set is
-//! started next, the others when they are evicted or the entry is used again. An entry is used
-//! again only when no key names it any more, durably.
+//! started next, as is what a crash left beyond the end of a flash volume that shrank; the others
+//! when they are evicted or the entry is used again. An entry is used again only when no key names
+//! it any more, durably.
 
 use std::rc::Rc;
 
@@ -12,8 +13,10 @@ use super::cache::CacheSet;
 use super::error::SetError;
 use super::format;
 use super::hub::Hub;
-use super::join::drop_keys;
-use crate::units::{Inode, Uuid};
+use super::join::{drop_beyond, drop_keys, has_beyond};
+use crate::format::uuids::UuidEntry;
+use crate::limits::MAX_KEY_OFFSET;
+use crate::units::{Inode, Sector, Uuid};
 
 /// Somebody whose data a set holds, or may hold.
 pub struct Member {
@@ -106,21 +109,31 @@ impl Hub {
         drop_keys(set, inode).await
     }
 
-    /// Drops the dirty data of entries that are marked as gone: what a crash left of them.
+    /// Drops the dirty data that the table says are given up, and that a crash left: those of entries
+    /// that are marked as gone, and what lies beyond the size of a volume that lives on the set alone.
     pub(super) async fn drop_gone(&self, set: &CacheSet) -> Result<(), SetError> {
         for (i, entry) in set.uuids().iter().enumerate() {
             let inode = Inode(i as u32);
-            let dirty_sectors = set.tree.dirty_sectors(inode);
-            if entry.is_invalidated() && dirty_sectors > 0 {
-                log::warn!(
-                    "{}: {dirty_sectors} dirty sectors of a volume that was given up are dropped",
-                    set.disk.name()
-                );
+            let flash_end = flash_end(set, entry);
+            if entry.is_invalidated() && set.tree.dirty_sectors(inode) > 0 {
+                let text = "dirty data of a volume that was given up are dropped";
+                log::warn!("{}: {text}", set.disk.name());
                 drop_keys(set, inode).await?;
+            } else if let Some(end) = flash_end.filter(|&end| has_beyond(set, inode, end)) {
+                let text = "data beyond the end of a flash volume that shrank are dropped";
+                log::warn!("{}: volume {}: {text}", set.disk.name(), entry.uuid);
+                drop_beyond(set, inode, end).await?;
             }
         }
         Ok(())
     }
+}
+
+/// The end of a volume that lives on the set alone, where the table says one that a volume can have.
+pub(super) fn flash_end(set: &CacheSet, entry: &UuidEntry) -> Option<Sector> {
+    let possible = set.superblock().block_sectors.into()..MAX_KEY_OFFSET;
+    let is_flash = entry.is_live() && entry.is_flash_only() && possible.contains(&entry.sectors);
+    is_flash.then_some(Sector(entry.sectors))
 }
 
 impl CacheSet {

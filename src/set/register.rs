@@ -13,13 +13,13 @@ use super::format;
 use super::host::OpenError;
 use super::hub::Hub;
 use super::identity::wanted_name;
+use super::members::flash_end;
 use super::options::apply_to_set;
 use super::turns::{Place, Turn};
 use super::volume::{Backing, Link, Volume};
 use crate::disk::Disk;
 use crate::format::superblock::{BackingState, BackingSuper, CacheSuper, RanOn, Super};
 use crate::format::uuids::UuidEntry;
-use crate::limits::MAX_KEY_OFFSET;
 use crate::rng::Rng;
 use crate::units::{Inode, Uuid};
 
@@ -360,8 +360,7 @@ impl Hub {
     ) -> Result<String, SetError> {
         let in_turn = Some(set.set_uuid());
         let (name, reason) = self.name_for(&entry.label, entry.uuid, in_turn).await?;
-        let block = u64::from(set.superblock().block_sectors);
-        if entry.sectors < block || entry.sectors >= MAX_KEY_OFFSET {
+        if flash_end(set, entry).is_none() {
             return Err(SetError::Invalid(format!(
                 "{}: volume {} of the uuid table cannot have {} sectors",
                 set.disk.name(),
