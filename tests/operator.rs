@@ -2,9 +2,12 @@
 //!
 //! `OPERATOR_SEED=n cargo test --test operator` replays one seed (add `SIM_TRACE=1` for all that
 //! happens, `OPERATOR_OFF` and `OPERATOR_SKIP` to leave things out); `OPERATOR_SEEDS=n` runs so many,
-//! from `OPERATOR_FIRST`, and shrinks the first that fail.
+//! from `OPERATOR_FIRST`, and shrinks the first that fail. With `OPERATOR_SECONDS=n` no seed begins
+//! after that time.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use spdk_bcache::sim::operator::plan::Plan;
 use spdk_bcache::sim::operator::runs::{Failure, cut_of, live, live_all, shrink};
@@ -55,12 +58,16 @@ fn random_calls_io_and_failures_lose_nothing_and_end() {
     }
     let first = number("OPERATOR_FIRST").unwrap_or(1);
     let seeds = number("OPERATOR_SEEDS").unwrap_or(60);
-    let began = std::time::Instant::now();
-    let (met, failed) = live_all(first..first + seeds, &cut, |done| {
+    let seconds = number("OPERATOR_SECONDS").unwrap_or(u64::MAX);
+    let (began, lived) = (Instant::now(), AtomicU64::new(0));
+    let in_time = |_: &u64| began.elapsed().as_secs() < seconds;
+    let (met, failed) = live_all((first..first + seeds).take_while(in_time), &cut, |done| {
+        lived.fetch_add(1, Ordering::Relaxed);
         if let Err(failure) = done {
             eprintln!("{failure}");
         }
     });
+    let seeds = lived.into_inner();
     let per_min = seeds as f64 * 60.0 / began.elapsed().as_secs_f64();
     eprintln!(
         "{met}{seeds} seeds, {per_min:.0} a minute, {} fail",

@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::Range;
 use std::panic::catch_unwind;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{Plan, Report};
 use super::world::World;
@@ -90,20 +89,17 @@ pub(super) fn panic_text(panic: Box<dyn Any + Send>) -> String {
     }
 }
 
-/// Does something with each number of a range, on as many threads as there are processors; `take` gets
+/// Does something with each of some numbers, on as many threads as there are processors; `take` gets
 /// the results, one at a time.
 pub(super) fn each<T>(
-    numbers: Range<u64>,
+    numbers: impl Iterator<Item = u64> + Send,
     work: impl Fn(u64) -> T + Sync,
     take: impl FnMut(T) + Send,
 ) {
-    let (next, take) = (AtomicU64::new(numbers.start), Mutex::new(take));
+    let (numbers, take) = (Mutex::new(numbers), Mutex::new(take));
+    let next = || numbers.lock().unwrap_or_else(|e| e.into_inner()).next();
     let run = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= numbers.end {
-                return;
-            }
+        while let Some(number) = next() {
             let done = work(number);
             take.lock().unwrap_or_else(|e| e.into_inner())(done);
         }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::met::Met;
@@ -155,10 +154,10 @@ pub fn shrink(failure: Failure) -> Failure {
     best
 }
 
-/// Lives all seeds of a range on as many threads as there are processors; `note` is told of each as it
-/// ends. Returns what they met, and what failed.
+/// Lives all seeds on as many threads as there are processors; `note` is told of each as it ends.
+/// Returns what they met, and what failed.
 pub fn live_all(
-    seeds: Range<u64>,
+    seeds: impl Iterator<Item = u64> + Send,
     cut: &Cut,
     note: impl Fn(&Result<Met, Failure>) + Sync,
 ) -> (Met, Vec<Failure>) {
