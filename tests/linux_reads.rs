@@ -9,6 +9,7 @@ use spdk_bcache::format::bset::HEADER_BYTES;
 use spdk_bcache::format::key::{Key, Ptr};
 use spdk_bcache::format::prio;
 use spdk_bcache::format::superblock::BackingState;
+use spdk_bcache::sim::bytes::Image;
 use spdk_bcache::sim::kernel::judge::{Judged, judge};
 use spdk_bcache::sim::kernel::volumes::backing_super;
 use spdk_bcache::sim::kernel::{Refusal, Rule, Sizes, View, open};
@@ -16,7 +17,7 @@ use spdk_bcache::sim::oracle::Oracle;
 use spdk_bcache::units::{BucketNr, Gen, JournalSeq, Sector, Uuid};
 
 fn opened(golden: &Golden) -> Result<View<'_>, Refusal> {
-    let backings: Vec<&[u8]> = golden.backings.iter().map(|image| &image[..]).collect();
+    let backings: Vec<&dyn Image> = golden.backings.iter().map(|image| image as _).collect();
     open(&golden.cache, &backings, Sizes::Judged)
 }
 
@@ -416,7 +417,7 @@ fn write_keys(lab: &mut Lab, keys: &[Key]) {
 #[test]
 fn what_the_oracle_does_not_allow_is_told() {
     let golden = load("crash-dirty");
-    let backings: Vec<&[u8]> = golden.backings.iter().map(|image| &image[..]).collect();
+    let backings: Vec<&dyn Image> = golden.backings.iter().map(|image| image as _).collect();
     let sb = backing_super(&golden.backings[0]).expect("a superblock");
     let size = golden.expected[0].len() as u64;
     let judged = [Judged {

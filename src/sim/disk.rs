@@ -10,6 +10,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::bytes::{Bytes, Image};
 pub use super::fuse::{Fault, Fuse};
 pub use super::ills::{Faults, Ills, Lag, Unmapped};
 use super::sched::Sched;
@@ -40,8 +41,8 @@ pub struct Medium {
     block_sectors: u32,
     /// What [`Disk::kind`] says; empty (unknown) unless a test sets it.
     pub kind: Cell<&'static str>,
-    visible: RefCell<Vec<u8>>,
-    durable: RefCell<Vec<u8>>,
+    visible: RefCell<Bytes>,
+    durable: RefCell<Bytes>,
     pending: RefCell<Vec<Pending>>,
     next_nr: Cell<u64>,
     /// Of unflushed writes.
@@ -75,15 +76,13 @@ pub struct Medium {
 impl Medium {
     /// A device of zeros.
     pub fn new(name: &str, sectors: u64, block_sectors: u32) -> Rc<Medium> {
-        Self::with_bytes(
-            name,
-            vec![0; sectors as usize * SECTOR_BYTES],
-            block_sectors,
-        )
+        let bytes = Bytes::zeros(sectors as usize * SECTOR_BYTES);
+        Self::with_bytes(name, bytes, block_sectors)
     }
 
     /// A device that holds these bytes.
-    pub fn with_bytes(name: &str, bytes: Vec<u8>, block_sectors: u32) -> Rc<Medium> {
+    pub fn with_bytes(name: &str, bytes: impl Into<Bytes>, block_sectors: u32) -> Rc<Medium> {
+        let bytes = bytes.into();
         Rc::new(Medium {
             name: name.to_string(),
             block_sectors,
@@ -110,8 +109,7 @@ impl Medium {
 
     /// A device of its own that holds the same, what was not flushed as such, and has no faults.
     pub fn fork(&self) -> Rc<Medium> {
-        let fork = Medium::with_bytes(&self.name, Vec::new(), self.block_sectors);
-        *fork.visible.borrow_mut() = self.visible.borrow().clone();
+        let fork = Medium::with_bytes(&self.name, self.look().clone(), self.block_sectors);
         *fork.durable.borrow_mut() = self.durable.borrow().clone();
         *fork.pending.borrow_mut() = self.pending.borrow().clone();
         fork.next_nr.set(self.next_nr.get());
@@ -123,7 +121,7 @@ impl Medium {
 
     /// Another device of this name that holds what a read would return now.
     pub fn copy_as(&self, name: &str) -> Rc<Medium> {
-        let copy = Medium::with_bytes(name, self.bytes(), self.block_sectors);
+        let copy = Medium::with_bytes(name, self.look().clone(), self.block_sectors);
         copy.kind.set(self.kind.get());
         copy
     }
@@ -140,40 +138,42 @@ impl Medium {
 
     /// What a read of the whole device would return now.
     pub fn bytes(&self) -> Vec<u8> {
-        self.visible.borrow().clone()
+        let all = self.look();
+        all.read(0..all.size_bytes()).into_owned()
     }
 
-    /// The same without a copy. Nothing may be written while it is held.
-    pub fn look(&self) -> Ref<'_, Vec<u8>> {
+    /// All of it, as it would be read now. Nothing may be written while it is held.
+    pub fn look(&self) -> Ref<'_, Bytes> {
         self.visible.borrow()
     }
 
     /// Some bytes as a read would return them now.
     pub fn peek(&self, at: Sector, sectors: u64) -> Vec<u8> {
-        self.visible.borrow()[range(at, sectors)].to_vec()
+        self.visible.borrow().read(range(at, sectors)).into_owned()
     }
 
     /// Whether some bytes are those of another device.
     pub fn is_same(&self, at: Sector, other: &Medium, there: Sector, sectors: u64) -> bool {
-        self.visible.borrow()[range(at, sectors)] == other.visible.borrow()[range(there, sectors)]
+        let (mine, theirs) = (self.look(), other.look());
+        mine.read(range(at, sectors)) == theirs.read(range(there, sectors))
     }
 
     /// Changes bytes at once and durably, as a hand from outside does.
     pub fn poke(&self, at: Sector, data: &[u8]) {
-        let range = range(at, (data.len() / SECTOR_BYTES) as u64);
-        self.visible.borrow_mut()[range.clone()].copy_from_slice(data);
-        self.durable.borrow_mut()[range].copy_from_slice(data);
+        for side in [&self.visible, &self.durable] {
+            side.borrow_mut().write(at.bytes() as usize, data);
+        }
     }
 
     /// Its size.
     pub fn sectors(&self) -> u64 {
-        (self.visible.borrow().len() / SECTOR_BYTES) as u64 - self.hidden_sectors.get()
+        (self.look().size_bytes() / SECTOR_BYTES) as u64 - self.hidden_sectors.get()
     }
 
     /// It becomes so many sectors large, which is smaller; what lay beyond is lost.
     pub fn shrink(&self, sectors: u64) {
         for side in [&self.visible, &self.durable] {
-            side.borrow_mut().truncate(sectors as usize * SECTOR_BYTES);
+            side.borrow_mut().resize(sectors as usize * SECTOR_BYTES);
         }
     }
 
@@ -182,8 +182,8 @@ impl Medium {
         let bytes = sectors as usize * SECTOR_BYTES;
         for side in [&self.visible, &self.durable] {
             let mut side = side.borrow_mut();
-            let end = side.len() + bytes;
-            side.resize(end, 0);
+            let end = side.size_bytes() + bytes;
+            side.resize(end);
         }
     }
 
@@ -264,8 +264,8 @@ impl Medium {
         }
         let mut write = pending.remove(i);
         write.visible = true;
-        let range = range(write.at, write.sectors());
-        self.visible.borrow_mut()[range].copy_from_slice(&write.data);
+        let at = write.at.bytes() as usize;
+        self.visible.borrow_mut().write(at, &write.data);
         pending.push(write);
     }
 
@@ -323,7 +323,7 @@ impl Medium {
             if covered.binary_search(&write.nr).is_err() {
                 return true;
             }
-            durable[range(write.at, write.sectors())].copy_from_slice(&write.data);
+            durable.write(write.at.bytes() as usize, &write.data);
             let left = self.pending_bytes.get().saturating_sub(write.data.len());
             self.pending_bytes.set(left);
             false
@@ -409,9 +409,9 @@ impl Medium {
             };
             let to = range(Sector(sector), self.block_sectors.into());
             if let Some(&(i, from)) = kept {
-                durable[to.clone()].copy_from_slice(&pending[i].data[from..from + block_bytes]);
+                durable.write(to.start, &pending[i].data[from..from + block_bytes]);
             }
-            visible[to.clone()].copy_from_slice(&durable[to]);
+            visible.write(to.start, &durable.read(to.clone()));
         }
     }
 }
@@ -779,7 +779,7 @@ mod tests {
             });
             run(&sched);
             assert!(ok.get() && medium.peek(Sector(3), 1)[0] == 0);
-            let written = medium.bytes().contains(&7);
+            let written = medium.peek(Sector(0), medium.sectors()).contains(&7);
             assert_eq!(written, misdirected > 0);
         }
     }
@@ -790,9 +790,9 @@ mod tests {
         disk.start_write(Sector(0), vec![9; SECTOR_BYTES], |_| ());
         disk.start_flush(|_| ());
         run(&sched);
-        assert_eq!(medium.durable.borrow()[0], 0);
+        assert_eq!(medium.durable.borrow().read(0..1)[0], 0);
         disk.start_flush(|_| ());
         run(&sched);
-        assert_eq!(medium.durable.borrow()[0], 9);
+        assert_eq!(medium.durable.borrow().read(0..1)[0], 9);
     }
 }

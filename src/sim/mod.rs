@@ -13,6 +13,7 @@
 //! | [`fuse`] | power cuts and failures at a moment that is chosen |
 //! | [`ills`] | what a device does wrong, or otherwise than others |
 //! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
+//! | [`bytes`] | what a device holds, in pages that copies share |
 //! | [`lower`] | what lies under a volume: a disk, or another volume |
 //! | [`device`] | a device as the engine's own I/O sees it, with its flaws |
 //! | [`host`] | the lifecycle's world: devices by name, entropy, the date |
@@ -30,6 +31,7 @@
 //! | [`sweep`] | the power cut at every single write of a script |
 //! | [`scenario`] | the scripts of the sweep |
 
+pub mod bytes;
 pub mod check;
 pub mod device;
 pub mod disk;

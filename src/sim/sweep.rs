@@ -219,11 +219,11 @@ impl Run {
             return Ok(());
         }
         let cache = self.media.fast.look();
-        let view = kernel::open(&cache, &[], Sizes::Any).map_err(|why| why.to_string())?;
+        let view = kernel::open(&*cache, &[], Sizes::Any).map_err(|why| why.to_string())?;
         let made = (0..).zip(&books.made).filter(|&(_, &made)| made);
         let volumes = made.map(|(nr, _)| {
             let uuid = match &self.media.slow[nr] {
-                Some(slow) => backing_super(&slow.look()).map(|sb| sb.uuid),
+                Some(slow) => backing_super(&*slow.look()).map(|sb| sb.uuid),
                 None => view
                     .flash_volumes()
                     .find(|entry| label(&name(nr)).is_ok_and(|label| label == entry.label))

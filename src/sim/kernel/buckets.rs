@@ -10,6 +10,7 @@ use crate::format::key::{Geometry, Key};
 use crate::format::prio;
 use crate::format::superblock::CacheSuper;
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes, meta_bucket_sectors};
+use crate::sim::bytes::Image;
 use crate::units::{BucketNr, Gen, Sector};
 
 /// What a bucket is used for.
@@ -49,7 +50,7 @@ impl Buckets {
     ///
     /// # Errors
     /// A link of the chain is outside of the device or damaged.
-    pub fn read(cache: &[u8], sb: &CacheSuper, first: u64) -> Result<Buckets, Refusal> {
+    pub fn read(cache: &dyn Image, sb: &CacheSuper, first: u64) -> Result<Buckets, Refusal> {
         let geometry = sb.geometry();
         let mut found = Buckets {
             geometry,
@@ -67,7 +68,7 @@ impl Buckets {
             }
             let at = Sector(link * u64::from(sb.bucket_sectors));
             let bytes = sectors(cache, at, count.into()).unwrap_or_default();
-            let set = prio::parse(bytes, sb.set_magic())
+            let set = prio::parse(&bytes, sb.set_magic())
                 .map_err(|why| refuse(Rule::Prios, format!("link {nr}, bucket {link}: {why}")))?;
             found.chain.push(BucketNr(link as u32));
             let missing = sb.nbuckets as usize - found.buckets.len();

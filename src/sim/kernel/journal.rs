@@ -9,6 +9,7 @@
 use super::rule::{Refusal, Rule, refuse};
 use crate::format::jset::{self, Jset, JsetError};
 use crate::format::superblock::CacheSuper;
+use crate::sim::bytes::Image;
 use crate::units::SECTOR_BYTES;
 
 /// Entries that Linux can hold on to at once: a table of 32,767 places, of which one stays free.
@@ -28,7 +29,7 @@ pub struct Journal {
 ///
 /// # Errors
 /// There is no entry, one is missing, one is not what it looks like, or they are too many.
-pub fn read(cache: &[u8], sb: &CacheSuper) -> Result<Journal, Refusal> {
+pub fn read(cache: &dyn Image, sb: &CacheSuper) -> Result<Journal, Refusal> {
     let buckets = sb.journal_buckets.len();
     let mut search = Search {
         cache,
@@ -107,7 +108,7 @@ impl Journal {
 }
 
 struct Search<'a> {
-    cache: &'a [u8],
+    cache: &'a dyn Image,
     sb: &'a CacheSuper,
     list: Vec<Jset>,
     newest_of: Vec<u64>,
@@ -177,7 +178,9 @@ impl Search<'_> {
         let bucket_bytes = self.sb.bucket_sectors as usize * SECTOR_BYTES;
         let block_sectors = u32::from(self.sb.block_sectors);
         let start = self.sb.journal_buckets[index].index() * bucket_bytes;
-        let mut rest = &self.cache[start..start + bucket_bytes];
+        let bytes = self.cache.get(start..start + bucket_bytes);
+        let bytes = bytes.unwrap_or_default();
+        let mut rest = &bytes[..];
         let mut taken = false;
         while !rest.is_empty() {
             let (entry, blocks) = match jset::parse(rest, self.sb.set_magic(), block_sectors) {

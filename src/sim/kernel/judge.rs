@@ -11,6 +11,7 @@ use super::{Sizes, View, open};
 use crate::format::key::Key;
 use crate::index::Extent;
 use crate::set::cache::CacheSet;
+use crate::sim::bytes::Image;
 use crate::sim::check::extents;
 use crate::sim::disk::Medium;
 use crate::sim::oracle::Oracle;
@@ -32,8 +33,8 @@ pub struct Judged {
 /// # Errors
 /// Linux would refuse the set, or serve something that must not be.
 pub fn judge<'a>(
-    cache: &'a [u8],
-    backings: &[&'a [u8]],
+    cache: &'a dyn Image,
+    backings: &[&'a dyn Image],
     volumes: &[Judged],
     oracle: &Oracle,
 ) -> Result<View<'a>, String> {
@@ -64,9 +65,9 @@ pub fn judge_media(
         .flatten()
         .map(|medium| medium.look())
         .collect();
-    let devices: Vec<&[u8]> = devices.iter().map(|bytes| &bytes[..]).collect();
+    let devices: Vec<&dyn Image> = devices.iter().map(|bytes| &**bytes as _).collect();
     let cache = cache.look();
-    let view = judge(&cache, &devices, volumes, oracle)?;
+    let view = judge(&*cache, &devices, volumes, oracle)?;
     Ok(Map(joined(view.extents())))
 }
 

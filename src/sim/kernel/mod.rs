@@ -28,6 +28,8 @@ pub mod rule;
 pub mod tree;
 pub mod volumes;
 
+use std::borrow::Cow;
+
 use crate::format::jset::Jset;
 use crate::format::key::{Geometry, Key, encoded_bytes};
 use crate::format::merge::merge_keeping_deletions;
@@ -36,6 +38,7 @@ use crate::format::uuids::{self, UuidEntry};
 use crate::limits::{
     MAX_GEN_DISTANCE, MIN_NBUCKETS_STARTED, fresh_node_sectors, meta_bucket_sectors,
 };
+use crate::sim::bytes::Image;
 use crate::units::{Gen, SECTOR_BYTES, Sector};
 
 use buckets::Buckets;
@@ -53,9 +56,9 @@ pub enum Sizes {
 
 /// What Linux would serve of a set.
 pub struct View<'a> {
-    pub(super) cache: &'a [u8],
+    pub(super) cache: &'a dyn Image,
     pub(super) sb: CacheSuper,
-    pub(super) backings: Vec<&'a [u8]>,
+    pub(super) backings: Vec<&'a dyn Image>,
     pub(super) uuids: Vec<UuidEntry>,
     /// Fresh extents with data, in order, none overlapping another.
     pub(super) extents: Vec<Key>,
@@ -85,7 +88,11 @@ impl View<'_> {
 /// # Errors
 /// The rule of which Linux would notice first that it does not hold, or not notice at all. What is
 /// wrong with one backing device alone is told by [`View::volume`].
-pub fn open<'a>(cache: &'a [u8], backings: &[&'a [u8]], sizes: Sizes) -> Result<View<'a>, Refusal> {
+pub fn open<'a>(
+    cache: &'a dyn Image,
+    backings: &[&'a dyn Image],
+    sizes: Sizes,
+) -> Result<View<'a>, Refusal> {
     let sb = cache_super(cache)?;
     check_sizes(&sb, sizes)?;
     let mut view = View {
@@ -153,19 +160,19 @@ pub(super) fn stale(bucket: Gen, ptr: Gen) -> u8 {
 }
 
 /// The bytes of some sectors of a device, or nothing where it ends before.
-pub(super) fn sectors(device: &[u8], at: Sector, count: u64) -> Option<&[u8]> {
+pub(super) fn sectors(device: &dyn Image, at: Sector, count: u64) -> Option<Cow<'_, [u8]>> {
     let from = usize::try_from(at.bytes()).ok()?;
     device.get(from..from + count as usize * SECTOR_BYTES)
 }
 
-fn cache_super(cache: &[u8]) -> Result<CacheSuper, Refusal> {
+fn cache_super(cache: &dyn Image) -> Result<CacheSuper, Refusal> {
     let bytes = sectors(cache, SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64);
-    let sb = match parse(bytes.unwrap_or_default()) {
+    let sb = match parse(&bytes.unwrap_or_default()) {
         Ok(Super::Cache(sb)) => sb,
         Ok(Super::Backing(_)) => return Err(refuse(Rule::Super, "it is a backing device")),
         Err(why) => return Err(refuse(Rule::Super, why)),
     };
-    let fits = sb.check_device((cache.len() / SECTOR_BYTES) as u64);
+    let fits = sb.check_device((cache.size_bytes() / SECTOR_BYTES) as u64);
     fits.map_err(|why| refuse(Rule::Super, why))?;
     Ok(sb)
 }
@@ -208,7 +215,11 @@ fn check_root(newest: &Jset, geometry: &Geometry, buckets: &Buckets) -> Result<(
     Ok(())
 }
 
-fn read_uuids(cache: &[u8], newest: &Jset, geometry: &Geometry) -> Result<Vec<UuidEntry>, Refusal> {
+fn read_uuids(
+    cache: &dyn Image,
+    newest: &Jset,
+    geometry: &Geometry,
+) -> Result<Vec<UuidEntry>, Refusal> {
     let key = newest
         .uuid_bucket
         .ok_or_else(|| refuse(Rule::Uuids, "the journal names none"))?;
@@ -223,7 +234,7 @@ fn read_uuids(cache: &[u8], newest: &Jset, geometry: &Geometry) -> Result<Vec<Uu
     }
     let at = key.ptr.map(|ptr| ptr.sector()).unwrap_or_default();
     let table = sectors(cache, at, key.size_sectors.into());
-    Ok(uuids::parse(table.unwrap_or_default()))
+    Ok(uuids::parse(&table.unwrap_or_default()))
 }
 
 /// The keys of the journal in the order of their replay, marked as Linux marks them before it.

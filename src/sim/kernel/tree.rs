@@ -16,6 +16,7 @@ use crate::format::key::{Geometry, Key, Ptr, decode_all, encoded_bytes};
 use crate::format::linux;
 use crate::format::superblock::CacheSuper;
 use crate::limits::{PAGE_SECTORS, fresh_node_sectors};
+use crate::sim::bytes::Image;
 use crate::units::{Inode, SECTOR_BYTES, Sector};
 
 /// Where the fields of a run's header that Linux writes begin: the checksum stays as it was.
@@ -27,7 +28,7 @@ const HEADER_FROM: usize = 8;
 /// # Errors
 /// The rule that a node does not keep.
 pub fn read(
-    cache: &[u8],
+    cache: &dyn Image,
     sb: &CacheSuper,
     newest: &Jset,
     buckets: &mut Buckets,
@@ -45,7 +46,7 @@ pub fn read(
 }
 
 struct Walk<'a> {
-    cache: &'a [u8],
+    cache: &'a dyn Image,
     sb: &'a CacheSuper,
     geometry: Geometry,
     buckets: &'a mut Buckets,
@@ -135,7 +136,7 @@ impl Walk<'_> {
         }
         let bytes = sectors(self.cache, ptr.sector(), child.size_sectors.into());
         let block = self.geometry.block_sectors;
-        let image = bset::node_read(bytes.unwrap_or_default(), self.sb.set_magic(), ptr, block);
+        let image = bset::node_read(&bytes.unwrap_or_default(), self.sb.set_magic(), ptr, block);
         let image = image.map_err(|why| match why {
             BsetError::Unordered { .. } => at(Rule::NodeOrder, why.to_string()),
             BsetError::BadKey { .. } => at(Rule::NodeKey, why.to_string()),

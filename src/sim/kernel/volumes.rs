@@ -5,12 +5,15 @@
 //! *none* or *stale* is no longer the one that the set knows: its entry in the uuid table is given up,
 //! and all that is cached of it with it.
 
+use std::borrow::Cow;
+
 use super::rule::{Refusal, Rule, refuse};
 use super::{View, sectors};
 use crate::format::superblock::{
     BackingState, BackingSuper, SUPER_BYTES, SUPER_SECTOR, Super, parse,
 };
 use crate::format::uuids::UuidEntry;
+use crate::sim::bytes::Image;
 use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
 static ZEROS: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
@@ -23,7 +26,7 @@ pub struct Volume<'a> {
     /// Its size.
     pub sectors: u64,
     /// Its backing device, and where its data begin there.
-    backing: Option<(&'a [u8], Sector)>,
+    backing: Option<(&'a dyn Image, Sector)>,
 }
 
 impl<'a> View<'a> {
@@ -34,13 +37,13 @@ impl<'a> View<'a> {
     /// The backing device is there, and Linux would not attach it, or lose what is dirty of it.
     pub fn volume(&'a self, uuid: Uuid) -> Result<Option<Volume<'a>>, Refusal> {
         let devices = self.backings.iter().filter_map(|device| {
-            let sb = backing_super(device)?;
+            let sb = backing_super(*device)?;
             (sb.uuid == uuid).then_some((*device, sb))
         });
-        let devices: Vec<(&[u8], BackingSuper)> = devices.collect();
+        let devices: Vec<(&dyn Image, BackingSuper)> = devices.collect();
         match &devices[..] {
             [] => Ok(self.flash(uuid)),
-            [(device, sb)] => self.backed(device, sb).map(Some),
+            [(device, sb)] => self.backed(*device, sb).map(Some),
             _ => Err(refuse(
                 Rule::Backing,
                 format!("two devices have the UUID {uuid}"),
@@ -69,10 +72,10 @@ impl<'a> View<'a> {
         })
     }
 
-    fn backed(&'a self, device: &'a [u8], sb: &BackingSuper) -> Result<Volume<'a>, Refusal> {
+    fn backed(&'a self, device: &'a dyn Image, sb: &BackingSuper) -> Result<Volume<'a>, Refusal> {
         let uuid = sb.uuid;
         let at = |what: &str| refuse(Rule::Backing, format!("device {uuid}: {what}"));
-        let size = (device.len() / SECTOR_BYTES) as u64;
+        let size = (device.size_bytes() / SECTOR_BYTES) as u64;
         sb.check_device(size).map_err(|why| at(&why.to_string()))?;
         let alone = Volume {
             view: self,
@@ -132,12 +135,10 @@ impl Volume<'_> {
                     sectors(self.view.cache, ptr + (place - key.start().0), 1)
                 }
                 (None, Some((device, _))) => sectors(device, Sector(place), 1),
-                (None, None) => Some(&ZEROS[..]),
+                (None, None) => Some(Cow::Borrowed(&ZEROS[..])),
             };
-            f(
-                sector,
-                bytes.ok_or_else(|| format!("sector {sector} is outside of its device"))?,
-            )?;
+            let bytes = bytes.ok_or_else(|| format!("sector {sector} is outside of its device"))?;
+            f(sector, &bytes)?;
         }
         Ok(())
     }
@@ -153,9 +154,9 @@ impl Volume<'_> {
 }
 
 /// The superblock of a backing device, where there is a sound one.
-pub fn backing_super(device: &[u8]) -> Option<BackingSuper> {
+pub fn backing_super(device: &dyn Image) -> Option<BackingSuper> {
     let bytes = sectors(device, SUPER_SECTOR, (SUPER_BYTES / SECTOR_BYTES) as u64)?;
-    match parse(bytes) {
+    match parse(&bytes) {
         Ok(Super::Backing(sb)) => Some(sb),
         _ => None,
     }
