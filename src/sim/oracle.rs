@@ -16,6 +16,7 @@
 //! be seen, now the one, now the other, until the sector is written again. Where data were given up, a
 //! sector holds any value that it ever had ([`Oracle::give_up`]).
 
+use super::bytes::{Bytes, Image};
 use crate::request::Kind;
 use crate::units::SECTOR_BYTES;
 
@@ -27,6 +28,9 @@ pub const ZERO: u32 = 0;
 
 /// Any value that the sector ever had.
 const ANY: u32 = u32::MAX;
+
+/// What the sector held before the first host wrote: see [`Oracle::add`].
+const FOREIGN: u32 = u32::MAX - 1;
 
 /// Versions of a sector beyond which the old ones are looked through.
 const MANY: usize = 12;
@@ -89,6 +93,32 @@ struct Volume {
     sectors: Vec<Vec<Version>>,
     /// The beginning of the last flush that was answered.
     flushed: Moment,
+    /// What it held before the first host wrote, where that was not zeros.
+    contents: Option<Bytes>,
+}
+
+impl Volume {
+    fn new(sectors: u64, contents: Option<Bytes>) -> Volume {
+        let first = |sector: u64| {
+            let held = contents.as_ref().and_then(|all| all.get(range(sector)));
+            let is_zero = held.is_none_or(|bytes| bytes.iter().all(|&byte| byte == 0));
+            vec![Version {
+                value: if is_zero { ZERO } else { FOREIGN },
+                ..Version::blank()
+            }]
+        };
+        Volume {
+            sectors: (0..sectors).map(first).collect(),
+            flushed: 0,
+            contents,
+        }
+    }
+}
+
+/// The bytes of a sector.
+fn range(sector: u64) -> std::ops::Range<usize> {
+    let from = sector as usize * SECTOR_BYTES;
+    from..from + SECTOR_BYTES
 }
 
 /// The oracle of all volumes.
@@ -160,14 +190,23 @@ pub fn values(data: &[u8]) -> Vec<(usize, u32)> {
     runs
 }
 
-/// The value that a sector holds, or what is wrong with it.
-fn value_of(volume: usize, sector: u64, bytes: &[u8]) -> Result<u32, String> {
+/// The value that a sector holds, or what is wrong with it. `contents` is what its volume held first.
+fn value_of(
+    volume: usize,
+    sector: u64,
+    bytes: &[u8],
+    contents: Option<&Bytes>,
+) -> Result<u32, String> {
     let mut head = [0; 8];
     head.copy_from_slice(&bytes[..8]);
     let head = u64::from_le_bytes(head);
     let value = head as u32;
     if bytes == sector_of(volume, sector, value) {
         return Ok(value);
+    }
+    let first = contents.and_then(|all| all.get(range(sector)));
+    if first.is_some_and(|first| *first == *bytes) {
+        return Ok(FOREIGN);
     }
     if value != ZERO && head >> 56 > 0 {
         let (volume, sector) = ((head >> 56) - 1, head >> 32 & 0xff_ffff);
@@ -179,26 +218,17 @@ fn value_of(volume: usize, sector: u64, bytes: &[u8]) -> Result<u32, String> {
 impl Oracle {
     /// An oracle for volumes of so many sectors, all zeros.
     pub fn new(sizes: &[u64]) -> Oracle {
-        let blank = Version::blank();
         Oracle {
             now: 1,
-            volumes: sizes
-                .iter()
-                .map(|&n| Volume {
-                    sectors: vec![vec![blank]; n as usize],
-                    flushed: 0,
-                })
-                .collect(),
+            volumes: sizes.iter().map(|&n| Volume::new(n, None)).collect(),
             reading: Vec::new(),
         }
     }
 
-    /// One more volume, of so many sectors, all zeros; returns its number.
-    pub fn add(&mut self, sectors: u64) -> usize {
-        self.volumes.push(Volume {
-            sectors: vec![vec![Version::blank()]; sectors as usize],
-            flushed: 0,
-        });
+    /// One more volume, of so many sectors: zeros, or what it held before any host of this oracle wrote.
+    /// Returns its number.
+    pub fn add(&mut self, sectors: u64, contents: Option<Bytes>) -> usize {
+        self.volumes.push(Volume::new(sectors, contents));
         self.volumes.len() - 1
     }
 
@@ -364,11 +394,15 @@ impl Oracle {
         let now = self.tick();
         self.reading.retain(|&at| at != begun);
         let Some(data) = data else { return Ok(()) };
-        let flushed = self.volumes[volume].flushed;
+        let Volume {
+            sectors,
+            flushed,
+            contents,
+        } = &mut self.volumes[volume];
         for (i, bytes) in data.chunks_exact(SECTOR_BYTES).enumerate() {
             let at = start + i as u64;
-            let versions = &mut self.volumes[volume].sectors[at as usize];
-            let found = value_of(volume, at, bytes).and_then(|value| {
+            let versions = &mut sectors[at as usize];
+            let found = value_of(volume, at, bytes, contents.as_ref()).and_then(|value| {
                 if see(versions, value, begun, now) {
                     Ok(())
                 } else {
@@ -457,8 +491,11 @@ impl Oracle {
     /// # Errors
     /// What stands there, and what might.
     pub fn allows(&self, volume: usize, sector: u64, bytes: &[u8]) -> Result<(), String> {
-        let versions = &self.volumes[volume].sectors[sector as usize];
-        let found = value_of(volume, sector, bytes).and_then(|value| {
+        let Volume {
+            sectors, contents, ..
+        } = &self.volumes[volume];
+        let versions = &sectors[sector as usize];
+        let found = value_of(volume, sector, bytes, contents.as_ref()).and_then(|value| {
             let may = |v: &&Version| v.may_be(value) && !v.is_out(versions, Moment::MAX);
             match versions.iter().find(may) {
                 Some(_) => Ok(()),

@@ -327,16 +327,20 @@ fn set_options(world: &World) -> Option<Value> {
 impl World {
     /// Calls a method.
     pub(super) fn draw_call(&mut self) {
-        let on = |d: &&Drawn| d.feature.is_none_or(|feature| self.plan.has(feature));
-        let choices: Vec<&Drawn> = DRAWN.iter().filter(on).collect();
-        let sum: u64 = choices.iter().map(|d| d.weight).sum();
+        let on = |d: &Drawn| d.feature.is_none_or(|feature| self.plan.has(feature));
+        let all = DRAWN.iter().zip(&self.plan.tastes);
+        let choices: Vec<(&Drawn, u64)> = all
+            .filter(|(d, _)| on(d))
+            .map(|(d, taste)| (d, d.weight * taste))
+            .collect();
+        let sum: u64 = choices.iter().map(|(_, weight)| weight).sum();
         let mut at = self.rng.below(sum);
-        let chosen = choices.into_iter().find(|d| {
-            let hit = at < d.weight;
-            at = at.saturating_sub(d.weight);
+        let chosen = choices.into_iter().find(|&(_, weight)| {
+            let hit = at < weight;
+            at = at.saturating_sub(weight);
             hit
         });
-        let chosen = chosen.expect("the weights sum up");
+        let (chosen, _) = chosen.expect("the weights sum up");
         if let Some(params) = (chosen.draw)(self) {
             self.call(chosen.method, params);
         }

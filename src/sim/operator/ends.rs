@@ -52,11 +52,12 @@ impl World {
         self.sets.clear();
     }
 
-    /// Makes the volumes of the first life.
+    /// Makes the volumes of the first life, beside those that are there.
     fn set_up(&mut self) -> Result<(), String> {
         let fast = self.plan.fast.len();
         let volumes = self.devices.len() - fast - self.plan.blanks();
-        for i in 0..volumes {
+        let old = self.bring_up_aged()?;
+        for i in old..volumes {
             let cache = i % fast;
             let mut params = pair_of(self, &format!("Vol{i}"), cache, fast + i);
             params["mode"] = json!(any_mode(self));
@@ -73,6 +74,28 @@ impl World {
             }
         }
         self.look()
+    }
+
+    /// Brings up what the run begins with, if anything; its backing devices.
+    fn bring_up_aged(&mut self) -> Result<usize, String> {
+        let Some((name, backings)) = self.aged else {
+            return Ok(0);
+        };
+        let fast = self.plan.fast.len();
+        for d in std::iter::once(0).chain(fast..fast + backings) {
+            let examined = self.examine(self.bdev(d));
+            self.until("examine", |_| examined.borrow().is_some())?;
+        }
+        self.look()?;
+        let is_up = |uuid: &&String| self.list.iter().any(|v| v.uuid == **uuid && v.running);
+        if let Some(uuid) = self.contents.keys().find(|uuid| !is_up(uuid)) {
+            return Err(format!("volume {uuid} of {name} is not up"));
+        }
+        self.met.note(format!("a run that begins with {name}"));
+        if !self.plan.has(Feature::Large) && !self.plan.has(Feature::Worn) {
+            self.met.note("a run that begins with a set of Linux");
+        }
+        Ok(backings)
     }
 
     /// Calls what must go well.

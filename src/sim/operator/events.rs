@@ -15,6 +15,7 @@ use crate::format::superblock::BackingState;
 use crate::request::Kind;
 use crate::request::lane::Outcome;
 use crate::rpc;
+use crate::sim::bytes::Bytes;
 use crate::sim::disk::{Faults, Lag, Medium};
 use crate::sim::machine::{BROKEN, Machine, backing_super};
 use crate::units::{SECTOR_BYTES, Sector};
@@ -51,8 +52,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(name: &str, sectors: u64, is_fast: bool, plan: &Plan) -> Device {
-        let medium = Medium::new(name, sectors, plan.block_sectors);
+    pub(super) fn new(name: &str, bytes: Bytes, is_fast: bool, plan: &Plan) -> Device {
+        let medium = Medium::with_bytes(name, bytes, plan.block_sectors);
         if !is_fast {
             medium.unmapped.set(plan.unmapped);
         }

@@ -84,6 +84,9 @@ fn required() -> Vec<String> {
         "a dirty copy got no UUID of its own",
         "a backing device that is smaller",
         "all calls had ended",
+        "a run that begins with a set of Linux",
+        "a run that begins with many keys",
+        "a run that begins with a worn set",
     ];
     all.extend(others.map(String::from));
     all

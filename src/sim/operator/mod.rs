@@ -15,6 +15,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`plan`] | features, and what a seed draws |
+//! | [`aged`] | sets that are there when a run begins |
 //! | [`load`] | host I/O |
 //! | [`mix`] | its phases |
 //! | [`calls`] | the methods |
@@ -24,6 +25,7 @@
 //! | [`met`] | what lives met |
 //! | [`runs`] | many seeds; the least that still fails |
 
+pub mod aged;
 pub mod calls;
 pub mod ends;
 pub mod events;
@@ -43,12 +45,14 @@ use std::task::{Context, Poll, Waker};
 
 use serde_json::{Value, json};
 
+use super::bytes::Bytes;
 use super::disk::Medium;
 use super::machine::Machine;
 use super::oracle::Oracle;
 use crate::rng::Rng;
 use crate::rpc::{self, RpcError};
 use crate::units::SECTOR_BYTES;
+use aged::Gallery;
 use events::Device;
 use load::Op;
 use met::Met;
@@ -129,6 +133,10 @@ pub struct World {
     cut: Cut,
     rng: Rc<Rng>,
     devices: Vec<Device>,
+    /// What the run begins with, and its backing devices.
+    aged: Option<(&'static str, usize)>,
+    /// What volumes hold that are there when the run begins, by UUID.
+    contents: BTreeMap<String, Bytes>,
     known: Vec<Known>,
     oracle: Oracle,
     machine: Option<Machine>,
@@ -183,18 +191,30 @@ fn text(value: &Value) -> Option<String> {
 }
 
 impl World {
-    /// A world of blank devices.
-    pub fn new(plan: Plan, cut: Cut) -> World {
+    /// A world of blank devices, or of some with a set if the plan wants it.
+    pub fn new(mut plan: Plan, cut: Cut, gallery: &Gallery) -> World {
         let rng = Rc::new(Rng::new(plan.seed));
-        let mut devices = Vec::new();
-        for (i, fast) in plan.fast.iter().enumerate() {
-            let sectors = fast.nbuckets * fast.bucket_kb * 2;
-            devices.push(Device::new(&format!("fast{i}"), sectors, true, &plan));
+        let aged = gallery.pick(&plan);
+        let old = aged.map_or(&[][..], |aged| &aged.backings);
+        if let Some(aged) = aged {
+            plan.begin_with(aged);
         }
-        for (i, &sectors) in plan.slow_sectors.iter().enumerate() {
-            devices.push(Device::new(&format!("slow{i}"), sectors, false, &plan));
+        let mut devices = Vec::new();
+        let blank = |sectors: u64| Bytes::zeros(sectors as usize * SECTOR_BYTES);
+        for (i, fast) in plan.fast.iter().enumerate() {
+            let bytes = match aged.filter(|_| i == 0) {
+                Some(aged) => aged.cache.clone(),
+                None => blank(fast.nbuckets * fast.bucket_kb * 2),
+            };
+            devices.push(Device::new(&format!("fast{i}"), bytes, true, &plan));
+        }
+        let slow = plan.slow_sectors.iter().map(|&sectors| blank(sectors));
+        for (i, bytes) in old.iter().cloned().chain(slow).enumerate() {
+            devices.push(Device::new(&format!("slow{i}"), bytes, false, &plan));
         }
         World {
+            aged: aged.map(|aged| (aged.name, aged.backings.len())),
+            contents: aged.map(|aged| aged.contents.clone()).unwrap_or_default(),
             plan,
             cut,
             rng,
@@ -430,7 +450,8 @@ impl World {
                     self.met.note("a volume on a volume");
                 }
                 self.note(|| format!("{} is volume {}, {floor:?}", volume.name, volume.uuid));
-                let nr = self.oracle.add(volume.sectors);
+                let contents = self.contents.get(&volume.uuid).cloned();
+                let nr = self.oracle.add(volume.sectors, contents);
                 assert_eq!(nr, self.known.len());
                 self.known.push(Known {
                     uuid: volume.uuid,

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeSet;
 
+use super::aged::Aged;
+use super::calls::DRAWN;
 use crate::rng::Rng;
+use crate::sim::bytes::Image;
 use crate::sim::disk::Unmapped;
 
 macro_rules! features {
@@ -109,6 +112,12 @@ features! {
     Cuts "cuts" 80,
     /// What the devices hold is recovered beside the life.
     Shadows "shadows" 60,
+    /// The run begins with a set that Linux left.
+    Linux "linux" 1,
+    /// The run begins with a set of very many keys.
+    Large "large" 1,
+    /// The run begins with a set that was used for long.
+    Worn "worn" 25,
 }
 
 /// How a life ends.
@@ -124,9 +133,11 @@ pub enum End {
     Recovering,
 }
 
-/// What is left out of a run, to find the least that still fails.
+/// What is left out of a run, to find the least that still fails, or is to be in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
+    /// Features that are on, whatever the seed says.
+    pub on: BTreeSet<Feature>,
     /// Features that are off, whatever the seed says.
     pub off: BTreeSet<Feature>,
     /// Steps, counted over all lives, that are not taken.
@@ -169,18 +180,22 @@ pub struct Plan {
     pub calls: u64,
     /// See `calls`.
     pub events: u64,
+    /// Which of the sets that there are for that the run begins with.
+    pub aged: u64,
+    /// How often each method is called in this run, beside its weight.
+    pub tastes: Vec<u64>,
 }
 
 impl Plan {
-    /// The plan of a seed, with what is left out.
-    pub fn from_seed(seed: u64, off: &BTreeSet<Feature>) -> Plan {
+    /// The plan of a seed, changed by what a run is told.
+    pub fn from_seed(seed: u64, cut: &Cut) -> Plan {
         let rng = Rng::new(seed ^ 0x6f70_6572_6174_6f72);
         let drawn = Feature::ALL
             .iter()
             .filter(|f| rng.below(100) < f.percent())
             .copied();
-        let drawn: BTreeSet<Feature> = drawn.collect();
-        let on: BTreeSet<Feature> = drawn.difference(off).copied().collect();
+        let mut on: BTreeSet<Feature> = drawn.chain(cut.on.iter().copied()).collect();
+        on.retain(|feature| !cut.off.contains(feature));
         let has = |feature| on.contains(&feature);
         let block_sectors = *rng.any(&[1, 1, 8]);
         let fast = (0..2).map(|_| fast(&rng, block_sectors));
@@ -219,6 +234,8 @@ impl Plan {
             unmapped: *rng.any(&[Unmapped::Old, Unmapped::Zeros, Unmapped::Mixture]),
             calls: *rng.any(&[5, 20, 40]),
             events: *rng.any(&[2, 8, 20]),
+            aged: rng.next(),
+            tastes: DRAWN.iter().map(|_| *rng.any(&[1, 1, 1, 8])).collect(),
             on,
         }
     }
@@ -226,6 +243,20 @@ impl Plan {
     /// Whether a feature is on.
     pub fn has(&self, feature: Feature) -> bool {
         self.on.contains(&feature)
+    }
+
+    /// The run begins with devices that hold a set.
+    pub(super) fn begin_with(&mut self, aged: &Aged) {
+        self.block_sectors = aged.block_sectors;
+        let first = FastPlan {
+            nbuckets: (aged.cache.size_bytes() >> 10) as u64 / aged.bucket_kb,
+            bucket_kb: aged.bucket_kb,
+        };
+        self.fast[0] = first;
+        for other in &mut self.fast[1..] {
+            // Possible with blocks of any size.
+            (other.nbuckets, other.bucket_kb) = (128, 64);
+        }
     }
 
     /// How many of the backing devices are blank when the run begins to be one.

@@ -1,12 +1,14 @@
 //! Many runs of the operator's world, and the least that still fails.
 //!
 //! A run that fails is shrunk: first the features are switched off one by one, then steps are left out,
-//! halves first. What is printed replays with `OPERATOR_SEED`, `OPERATOR_OFF` and `OPERATOR_SKIP`.
+//! halves first. What is printed replays with `OPERATOR_SEED`, `OPERATOR_ON`, `OPERATOR_OFF` and
+//! `OPERATOR_SKIP`.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::aged::Gallery;
 use super::met::Met;
 use super::plan::{Cut, Feature, Plan};
 use super::{World, Wrong};
@@ -28,7 +30,11 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let off: Vec<&str> = self.cut.off.iter().map(|feature| feature.name()).collect();
+        let names = |features: &BTreeSet<Feature>| {
+            let names: Vec<&str> = features.iter().map(|feature| feature.name()).collect();
+            names.join(",")
+        };
+        let (on, off) = (names(&self.cut.on), names(&self.cut.off));
         let skip = ranges(&self.cut.skip);
         writeln!(
             f,
@@ -36,11 +42,10 @@ impl fmt::Display for Failure {
             self.seed, self.wrong.step, self.wrong.why
         )?;
         write!(f, "  replay: OPERATOR_SEED={}", self.seed)?;
-        if !off.is_empty() {
-            write!(f, " OPERATOR_OFF={}", off.join(","))?;
-        }
-        if !skip.is_empty() {
-            write!(f, " OPERATOR_SKIP={skip}")?;
+        for (name, value) in [("ON", on), ("OFF", off), ("SKIP", skip)] {
+            if !value.is_empty() {
+                write!(f, " OPERATOR_{name}={value}")?;
+            }
         }
         write!(f, " cargo test --test operator")
     }
@@ -62,16 +67,17 @@ fn ranges(numbers: &BTreeSet<u64>) -> String {
     texts.collect::<Vec<_>>().join(",")
 }
 
-/// What a text of [`Failure`]'s form leaves out.
+/// What texts of [`Failure`]'s form switch on and off, and leave out.
 ///
 /// # Errors
 /// What is no feature, or no number.
-pub fn cut_of(off: &str, skip: &str) -> Result<Cut, String> {
+pub fn cut_of(on: &str, off: &str, skip: &str) -> Result<Cut, String> {
     let mut cut = Cut::default();
-    for name in off.split(',').filter(|name| !name.is_empty()) {
-        let feature = Feature::ALL.iter().find(|feature| feature.name() == name);
-        cut.off
-            .insert(*feature.ok_or_else(|| format!("{name} is no feature"))?);
+    for (names, features) in [(on, &mut cut.on), (off, &mut cut.off)] {
+        for name in names.split(',').filter(|name| !name.is_empty()) {
+            let feature = Feature::ALL.iter().find(|feature| feature.name() == name);
+            features.insert(*feature.ok_or_else(|| format!("{name} is no feature"))?);
+        }
     }
     for run in skip.split(',').filter(|run| !run.is_empty()) {
         let (from, to) = run.split_once('-').unwrap_or((run, run));
@@ -88,9 +94,9 @@ pub fn cut_of(off: &str, skip: &str) -> Result<Cut, String> {
 ///
 /// # Errors
 /// What is wrong; a panic is, too.
-pub fn live(seed: u64, cut: &Cut) -> Result<Met, Failure> {
-    let plan = Plan::from_seed(seed, &cut.off);
-    let mut world = World::new(plan, cut.clone());
+pub fn live(seed: u64, cut: &Cut, gallery: &Gallery) -> Result<Met, Failure> {
+    let plan = Plan::from_seed(seed, cut);
+    let mut world = World::new(plan, cut.clone(), gallery);
     let run = catch_unwind(AssertUnwindSafe(|| world.run()));
     let done = run.unwrap_or_else(|panic| Err(world.wrong(panic_text(panic))));
     // What a panic left half done may panic again when it is dropped.
@@ -114,12 +120,12 @@ fn kind(wrong: &Wrong) -> String {
 }
 
 /// The least of a failure that still fails in the same way.
-pub fn shrink(failure: Failure) -> Failure {
+pub fn shrink(failure: Failure, gallery: &Gallery) -> Failure {
     let mut best = failure;
     let mut tries = TRIES;
     let attempt = |best: &mut Failure, cut: Cut, tries: &mut u64| {
         *tries = tries.saturating_sub(1);
-        match live(best.seed, &cut) {
+        match live(best.seed, &cut, gallery) {
             Err(smaller) if kind(&smaller.wrong) == kind(&best.wrong) => {
                 *best = smaller;
                 true
@@ -128,7 +134,7 @@ pub fn shrink(failure: Failure) -> Failure {
         }
     };
     for &feature in Feature::ALL {
-        let on = Plan::from_seed(best.seed, &best.cut.off).has(feature);
+        let on = Plan::from_seed(best.seed, &best.cut).has(feature);
         if on && tries > TRIES / 2 {
             let mut cut = best.cut.clone();
             cut.off.insert(feature);
@@ -159,11 +165,12 @@ pub fn shrink(failure: Failure) -> Failure {
 pub fn live_all(
     seeds: impl Iterator<Item = u64> + Send,
     cut: &Cut,
+    gallery: &Gallery,
     note: impl Fn(&Result<Met, Failure>) + Sync,
 ) -> (Met, Vec<Failure>) {
     let (mut met, mut failed) = (Met::default(), Vec::new());
     let one = |seed| {
-        let done = live(seed, cut);
+        let done = live(seed, cut, gallery);
         note(&done);
         done
     };

@@ -24,17 +24,11 @@ use crate::units::Uuid;
 
 /// Turns that a second machine may take to start.
 const TURNS: u64 = 300_000;
-/// Devices larger than this, in sectors, are not copied in the middle of a life: 24 MiB.
-const COPY_SECTORS_MAX: u64 = 49_152;
 
 impl World {
     /// Perhaps recovers copies of the devices.
     pub(super) fn draw_shadow(&mut self) -> Result<(), String> {
-        let large = self
-            .devices
-            .iter()
-            .any(|d| d.medium.sectors() > COPY_SECTORS_MAX);
-        if !self.plan.has(Feature::Shadows) || large || self.known.is_empty() {
+        if !self.plan.has(Feature::Shadows) || self.known.is_empty() {
             return Ok(());
         }
         let rng = Rc::new(Rng::new(self.rng.next()));
