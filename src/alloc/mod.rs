@@ -18,11 +18,13 @@
 //!   of mostly empty buckets; those moves never take what btree nodes may need; nodes never take
 //!   what one writing of the priorities needs. So a full cache can always write what it needs in
 //!   order to make room.
+//! - What stays on the free list is what Linux could take, too: see [`free`].
 //! - Who needs several nodes takes them all at once ([`Alloc::take_nodes`]) and holds none while it
 //!   waits, so no two of them can each have half of what they need.
 //!
 //! Live and dirty sectors are counted exactly for pointers of the current generation.
 
+mod free;
 pub mod gens;
 pub mod prios;
 mod refill;
@@ -39,9 +41,10 @@ use crate::index::Extent;
 use crate::journal::{Journal, Shape};
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
 use crate::task::{Notify, Work, breathe, scrap, work};
-use crate::units::{BucketNr, Gen, Sector};
+use crate::units::{BucketNr, Gen, JournalSeq, Sector};
+use free::{FreeList, Replayed};
 use gens::Gens;
-use table::{Bucket, FreeList, Table};
+use table::{Bucket, Table};
 
 /// What a bucket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,7 @@ pub struct Alloc {
     journal: Rc<Journal>,
     table: RefCell<Table>,
     free: RefCell<FreeList>,
+    replayed: RefCell<Replayed>,
     prios: RefCell<Vec<BucketNr>>,
     prio_seq: Cell<u64>,
     /// Nodes that somebody waits for at once.
@@ -169,6 +173,7 @@ impl Alloc {
             journal,
             table: RefCell::new(table),
             free: RefCell::new(free),
+            replayed: RefCell::default(),
             prios: RefCell::new(Vec::new()),
             prio_seq: Cell::new(0),
             asked: Cell::new(0),
@@ -217,6 +222,12 @@ impl Alloc {
                 slot.oldest = generation;
             }
         });
+    }
+
+    /// A journal entry that is replayed names a bucket: noted while a set is loaded.
+    pub fn note_replayed(&self, bucket: BucketNr, seq: JournalSeq) {
+        let nbuckets = self.gens.len();
+        self.replayed.borrow_mut().note(bucket, seq, nbuckets);
     }
 
     /// The first sector of a bucket, and the one behind its last.

@@ -50,13 +50,24 @@ impl Alloc {
             if !canary::has(Bug::ReuseBeforeGens) && self.write_prios().await.is_err() {
                 continue;
             }
-            for bucket in chosen {
-                self.free_unreferenced(bucket);
-                work(Work::Buckets, 1);
-                breathe().await;
-            }
-            self.freed.notify();
+            self.free_all(chosen).await;
         }
+    }
+
+    /// Puts buckets on the free list whose generations are durable; those that needed entries of the
+    /// journal name last, so that they are taken first.
+    async fn free_all(&self, mut buckets: Vec<BucketNr>) {
+        {
+            let mut replayed = self.replayed.borrow_mut();
+            replayed.needed_from(self.journal.replayed_from());
+            buckets.sort_by_key(|&bucket| replayed.names(bucket));
+        }
+        for bucket in buckets {
+            self.free_unreferenced(bucket);
+            work(Work::Buckets, 1);
+            breathe().await;
+        }
+        self.freed.notify();
     }
 
     /// Lets the btree's writer make room in a journal that is nearly full, rather than take the last

@@ -1,10 +1,6 @@
-//! The owner's table of buckets, the free list, and exact counts of both.
+//! The owner's table of buckets, and exact counts of them.
 //!
-//! 12 bytes a bucket, in pieces that are made and dropped one a step. Buckets that were never used
-//! since the set was made stand in the free list as one range, so a new set's takes no memory.
-
-use std::collections::VecDeque;
-use std::ops::Range;
+//! 12 bytes a bucket, in pieces that are made and dropped one a step.
 
 use super::{Census, Use};
 use crate::task::{Work, breathe, scrap, work};
@@ -139,36 +135,5 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         scrap(std::mem::take(&mut self.pieces), 2);
-    }
-}
-
-/// Free buckets, first in, first out.
-#[derive(Default)]
-pub(super) struct FreeList {
-    /// Never used since the set was made; they come first.
-    fresh: Range<u32>,
-    others: VecDeque<BucketNr>,
-}
-
-impl FreeList {
-    /// A list of the buckets in a range of numbers.
-    pub(super) fn of(fresh: Range<u32>) -> FreeList {
-        FreeList {
-            fresh,
-            others: VecDeque::new(),
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.fresh.len() + self.others.len()
-    }
-
-    pub(super) fn push(&mut self, bucket: BucketNr) {
-        self.others.push_back(bucket);
-    }
-
-    pub(super) fn pop(&mut self) -> Option<BucketNr> {
-        let fresh = self.fresh.next().map(BucketNr);
-        fresh.or_else(|| self.others.pop_front())
     }
 }

@@ -316,6 +316,10 @@ impl Tree {
     /// Inserts an extent from the journal: its entry is pinned already or will be by this.
     pub(crate) fn replay(&self, inode: Inode, key: &Key, seq: JournalSeq) {
         let (start, end) = (key.start(), key.end);
+        if let Some(ptr) = key.data() {
+            let bucket = self.shape.bucket_of(ptr.sector());
+            self.alloc.note_replayed(bucket, seq);
+        }
         let grown = self.change(inode, |space| match key.data() {
             Some(ptr) if key.size_sectors > 0 => {
                 space.writer.insert(extent_of(key, ptr), &mut |_| ());
