@@ -7,6 +7,7 @@ use serde_json::json;
 use spdk_bcache::format::superblock::BackingState;
 use spdk_bcache::request::Kind;
 use spdk_bcache::request::lane::Outcome;
+use spdk_bcache::rng::Rng;
 use spdk_bcache::sim::disk::Medium;
 use spdk_bcache::sim::machine::{Machine, backing_super, blank};
 
@@ -62,6 +63,26 @@ impl Lab {
     fn running(&self) -> bool {
         self.machine.volume()["running"] == true && self.machine.host.shown() == ["Vol0"]
     }
+}
+
+#[test]
+fn what_is_clean_on_a_cache_device_that_goes_is_durable_on_the_backing_device() {
+    let lab = Lab::new("writeback");
+    lab.machine.must(
+        "bdev_bcache_set_cache_mode",
+        json!({"name": "Vol0", "mode": "writethrough"}),
+    );
+    assert_eq!(lab.machine.write("Vol0", 800, 8, 9), Outcome::Success);
+    lab.remove();
+    assert!(lab.running(), "it goes on for its dirty data");
+    let at = backing_super(&lab.slow).data_offset + 800;
+    for seed in 0..32 {
+        let after_a_power_cut = lab.slow.fork();
+        after_a_power_cut.crash(&Rng::new(seed), true);
+        let bytes = after_a_power_cut.peek(at, 8);
+        assert!(bytes.iter().all(|&byte| byte == 9), "seed {seed}");
+    }
+    lab.machine.die();
 }
 
 #[test]

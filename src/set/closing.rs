@@ -18,7 +18,7 @@ use super::error::SetError;
 use super::hub::{Hub, STOP_LIMIT_US};
 use super::join::drop_clean;
 use super::turns::Place;
-use super::volume::Volume;
+use super::volume::{Link, Volume};
 use crate::canary::{self, Bug};
 use crate::task::{Notify, either, join_all, yield_now};
 
@@ -111,14 +111,7 @@ impl Hub {
         if let Some(link) = link {
             // All fronts are gone; their last messages are in the ring before this returns.
             link.set.owner.settled(&link.volume).await;
-            if let Err(error) = link.volume.flush_backing().await {
-                // What the device was given last it may have lost: what is clean of it means
-                // nothing any more, and nobody will vouch for it.
-                log::warn!("{}: {error}; its clean data are dropped", volume.name());
-                if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
-                    log::warn!("{}: {error}", volume.name());
-                }
-            }
+            make_clean_durable(volume, &link).await;
             link.set.remove_volume(&link.volume).await;
             // The task of a flush request ends now that the volume is gone.
             volume.flushing.ended().await;
@@ -437,5 +430,18 @@ impl Hub {
             set.latch
                 .trip(format!("{name}: cache set {uuid} was not stopped in time"));
         }
+    }
+}
+
+/// Makes durable on the backing device what the set has as clean, before the volume leaves the set and
+/// its device is flushed for no leaf any more. Where the device cannot, it may have lost what it was given
+/// last: what is clean then means nothing, and is dropped.
+pub(super) async fn make_clean_durable(volume: &Volume, link: &Link) {
+    let Err(error) = link.volume.flush_backing().await else {
+        return;
+    };
+    log::warn!("{}: {error}; its clean data are dropped", volume.name());
+    if let Err(error) = drop_clean(&link.set, link.volume.inode).await {
+        log::warn!("{}: {error}", volume.name());
     }
 }

@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::cache::CacheSet;
+use super::closing::make_clean_durable;
 use super::error::SetError;
 use super::hub::Hub;
 use super::turns::Place;
@@ -142,6 +143,7 @@ impl Hub {
                 // What hosts were told is written must be there when the device comes back.
                 let known = set.journal.commit().await;
                 known.map_err(|_| SetError::Stopped(set.latch.why().unwrap_or_default()))?;
+                make_clean_durable(volume, &link).await;
                 Some(Missing::of(ranges, backing.on_loss.waits.get()))
             }
         };
