@@ -85,7 +85,32 @@ fn a_silent_backing_device_holds_up_no_other_volume_when_the_set_fails() {
         backing_super(&lab.slow[1]).state() == BackingState::None
             && lab.machine.volume_of("Vol1")["set"] == Value::Null
     });
+    lab.machine
+        .must("bdev_bcache_delete", json!({"name": "Vol1"}));
+    assert!(lab.is_let_go("slow1"), "while Vol0 is still at it");
     lab.silence("slow0", false);
+    lab.machine.die();
+}
+
+#[test]
+fn a_silent_backing_device_holds_no_other_volume_when_its_set_is_back() {
+    let lab = Lab::new(2, "writethrough");
+    lab.machine
+        .must("bdev_bcache_detach", json!({"name": "Vol1"}));
+    let stop = json!({"set": lab.machine.uuid()});
+    lab.machine.must("bdev_bcache_stop_set", stop);
+    lab.machine
+        .must("bdev_bcache_register", json!({"bdev_name": "slow0"}));
+    lab.silence("slow0", true);
+    let back = lab.begin("bdev_bcache_register", json!({"bdev_name": "fast"}));
+    lab.machine
+        .until("the set", || !lab.machine.hub.sets().is_empty());
+    lab.machine.pass(1_000_000);
+    lab.machine
+        .must("bdev_bcache_delete", json!({"name": "Vol1"}));
+    assert!(lab.is_let_go("slow1") && back.borrow().is_none());
+    lab.silence("slow0", false);
+    lab.machine.until("its return", || back.borrow().is_some());
     lab.machine.die();
 }
 

@@ -45,8 +45,8 @@ impl Hub {
         // All at once: a volume whose backing device is silent holds up no other one.
         let mut volumes = self.volumes_of(set);
         volumes.retain(|volume| volume.check_open().is_ok());
-        let moves = volumes.iter().map(async |volume| {
-            if let Err(error) = self.go_on_without(volume).await {
+        let moves = volumes.into_iter().map(async |volume| {
+            if let Err(error) = self.go_on_without(&volume).await {
                 log::error!(
                     "volume {} stays with its failed set: {error}",
                     volume.name()

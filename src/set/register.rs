@@ -4,7 +4,7 @@
 //! backing device that is of no set is shown as it is; one of a set that does not run waits for it,
 //! clean or dirty: writes past a cache that comes back later would make the cache stale.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::cache::{CacheSet, read_super};
 use super::claims::{Claim, Key};
@@ -282,7 +282,9 @@ impl Hub {
     /// Brings up the volumes that waited for a set.
     pub(super) async fn bring_up_waiting(&self, set: &Rc<CacheSet>) {
         self.warn_beyond_of(set.set_uuid());
-        for volume in self.volumes() {
+        // Held no longer than it is looked at: one that is deleted while another comes lets its device go.
+        let volumes: Vec<_> = self.volumes().iter().map(Rc::downgrade).collect();
+        for volume in volumes.iter().filter_map(Weak::upgrade) {
             if !self.waits_for(&volume, set) {
                 continue;
             }
