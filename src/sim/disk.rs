@@ -205,11 +205,16 @@ impl Medium {
 
     /// Nothing is wrong with it any more. What it holds stays.
     pub fn cure(&self) {
+        self.recover();
+        self.bad.take();
+    }
+
+    /// The same, except for its bad sectors.
+    pub fn recover(&self) {
         self.dead.take();
         self.lag.take();
         self.faults.take();
         self.ills.take();
-        self.bad.take();
     }
 
     fn is_bad(&self, at: Sector, sectors: u64) -> bool {

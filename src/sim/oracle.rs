@@ -32,6 +32,9 @@ const ANY: u32 = u32::MAX;
 /// What the sector held before the first host wrote: see [`Oracle::add`].
 const FOREIGN: u32 = u32::MAX - 1;
 
+/// What it held before that, or what no host wrote: only data that were given up may be that.
+const ELDER: u32 = u32::MAX - 2;
+
 /// Versions of a sector beyond which the old ones are looked through.
 const MANY: usize = 12;
 
@@ -211,6 +214,9 @@ fn value_of(
     if value != ZERO && head >> 56 > 0 {
         let (volume, sector) = ((head >> 56) - 1, head >> 32 & 0xff_ffff);
         return Err(format!("value {value} of volume {volume} sector {sector}"));
+    }
+    if contents.is_some() {
+        return Ok(ELDER);
     }
     Err(format!("garbage ({:x?}…)", &bytes[..16]))
 }

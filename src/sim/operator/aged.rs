@@ -37,7 +37,12 @@ const FILL_SECTORS: u64 = 240;
 const WORN_SECTORS: u64 = 8192;
 /// The worn sets: sectors of a block and of the cache device, and KiB of a bucket. The volumes do not
 /// fit into the cache.
-const WORN: [(u32, u64, u64); 4] = [(1, 8192, 8), (1, 12_288, 16), (1, 6144, 4), (8, 16_384, 16)];
+const WORN: [(u32, u64, u64); 4] = [
+    (1, 8192, 8),
+    (1, 12_288, 16),
+    (1, 12_288, 4),
+    (8, 16_384, 16),
+];
 /// How much of the cache device's size is written before a worn set is killed.
 const WORN_TIMES: u64 = 4;
 

@@ -324,6 +324,23 @@ fn set_options(world: &World) -> Option<Value> {
     Some(json!({"set": set(world)?, option: value}))
 }
 
+/// Where all devices do what they should, no call ends as if one did not, nor does a job of which one
+/// is asked.
+fn has_no_failure(answer: &Result<Value, RpcError>) -> Result<(), String> {
+    let failure = match answer {
+        Err(error) if error.code == -EIO => error.message.clone(),
+        Err(_) => return Ok(()),
+        Ok(status) => text(&status["failure"]).unwrap_or_default(),
+    };
+    // A set may be stopped under it; what is refused is refused.
+    let is_stopped = failure.contains("has stopped");
+    let failed = answer.is_err() || failure.contains("write-back failed");
+    match failed && !is_stopped {
+        true => Err(failure),
+        false => Ok(()),
+    }
+}
+
 impl World {
     /// Calls a method.
     pub(super) fn draw_call(&mut self) {
@@ -488,6 +505,9 @@ impl World {
         self.note(|| format!("{}: {answer:?} after {took} us", call.describe()));
         let ok = answer.is_ok();
         self.broken_off |= call.drops() && matches!(answer, Err(error) if error.code == -EIO);
+        if !self.disturbed {
+            has_no_failure(answer).map_err(|why| format!("{}: {why}", call.describe()))?;
+        }
         self.met.note(match answer {
             Ok(_) => format!("{}: done", call.method),
             Err(error) => format!("{}: {}", call.method, error.code),

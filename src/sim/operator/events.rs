@@ -2,8 +2,8 @@
 //!
 //! A device that is *removed* works until nothing holds it; one that is *torn out* fails at everything
 //! from then on, and may lose what was not flushed. Both come back once nothing holds them, and are
-//! examined then. Silence, lag, faults, bad sectors and superblocks that
-//! cannot be written last for a while.
+//! examined then. Silence, lag, faults and superblocks that cannot be written
+//! last for a while; blocks that turn bad stay so until they are written, or the life ends.
 
 use std::rc::Rc;
 
@@ -130,6 +130,7 @@ impl World {
             _ if !self.devices[d].is_here() => {}
             Feature::Removals => self.remove(d, false),
             Feature::Tears => self.remove(d, true),
+            Feature::BadSectors => self.turn_bad(d),
             kind => self.sicken(d, kind),
         }
         Ok(())
@@ -283,17 +284,24 @@ impl World {
                     flush: rate(self),
                 });
             }
-            Feature::BadSectors => {
-                let block = u64::from(self.plan.block_sectors);
-                medium.turn_bad(self.sector_in_use(&medium), block);
-                medium.faulted.set(medium.faulted.get() + 1);
-            }
             _ => {
                 let supers = (Sector(0), Sector(16));
                 flaws.unwritable.borrow_mut().push(supers);
             }
         }
         self.devices[d].sick_until_us = Some(self.now() + us);
+    }
+
+    /// Blocks of a device cannot be read any more until they are written.
+    fn turn_bad(&mut self, d: usize) {
+        let (medium, name) = (self.devices[d].medium.clone(), self.bdev(d));
+        self.disturb();
+        for _ in 0..1 + self.rng.below(4) {
+            let at = self.sector_in_use(&medium);
+            self.note(|| format!("{name} has a bad block at {at}"));
+            medium.turn_bad(at, u64::from(self.plan.block_sectors));
+        }
+        medium.faulted.set(medium.faulted.get() + 1);
     }
 
     /// A block of a device, mostly one that was written.
@@ -334,7 +342,7 @@ impl World {
         flaws.mend();
         flaws.silence.set(false);
         let faulted = self.devices[d].medium.faulted.get();
-        self.devices[d].medium.cure();
+        self.devices[d].medium.recover();
         self.devices[d].medium.faulted.set(faulted);
     }
 

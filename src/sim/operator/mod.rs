@@ -59,8 +59,9 @@ use met::Met;
 use mix::Mix;
 use plan::{Cut, Plan};
 
-/// Simulated time in which a call or a host I/O must end where all devices answer: ten minutes.
-const PATIENCE_US: u64 = 600_000_000;
+/// Simulated time in which a call or a host I/O must end where all devices answer: as long as two I/Os,
+/// one for the other, wait for cache devices that are away (`cache_missing_timeout_s`), and a minute.
+const PATIENCE_US: u64 = 1_260_000_000;
 /// Turns that a wait may take.
 const TURNS_MAX: u64 = 4_000_000;
 /// Of so many flushes that are answered, one is tried at once: what the devices hold is recovered.
@@ -501,6 +502,9 @@ impl World {
             }
         }
         for set in &self.sets {
+            if set["state"] == "failed" && !self.disturbed {
+                return Err(format!("a set has failed: {}", set["failure"]));
+            }
             let device = &set["devices"][0];
             let figure = |name: &str| device[name].as_u64().unwrap_or(0);
             let room = figure("nbuckets") * figure("bucket_size_kb") << 10;

@@ -87,7 +87,7 @@ features! {
     /// Devices fail at some requests for a while.
     Faults "faults" 25,
     /// Sectors turn bad.
-    BadSectors "bad-sectors" 15,
+    BadSectors "bad-sectors" 25,
     /// Superblocks cannot be written for a while.
     SuperFaults "super-faults" 25,
     /// Backing devices grow.
