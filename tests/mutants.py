@@ -3,7 +3,8 @@
 
 cargo-mutants lists the changes that it knows in the modules that hold data; a sample of N is drawn from that list by
 SEED. Each is put into a copy of the committed tree. The unit tests of its module run first, then random lives of the
-operator's world for LIVES seconds. What neither notices survives, and is listed by function and change.
+operator's world for LIVES seconds, then, where neither notices it, all tests of `cargo test`. What nothing notices
+survives, and is listed by function and change.
 
 The copy, its build and the results are in target/mutants: a run that is cut short goes on where it was, and
 `--shard 0/2` takes every second of the sample, for two machines. Hours on two cores; no part of `make test`.
@@ -28,7 +29,11 @@ SEEDS = 1_000_000
 UNIT_TESTS_S = 600
 # The same for lives, beyond the time that they have to begin in.
 LIVES_END_S = 120
+# The same for all tests.
+ALL_TESTS_S = 1800
 BUILD_S = 3600
+# What may notice a change, in the order in which it is asked.
+NOTICED = ("unit tests", "lives", "other tests")
 # A mutant is built once and run for two minutes: what the compiler keeps from the build before counts for more than speed.
 PROFILE = "sim"
 QUICK_BUILDS = {
@@ -97,7 +102,7 @@ class Bench:
         return "passed" if run.returncode == 0 else "failed"
 
     def judge(self, mutant, seed):
-        """What notices a change that is in the tree: "unit tests", "lives", or "survived"; or "does not build"."""
+        """What notices a change that is in the tree: one of NOTICED, or "survived"; or "does not build"."""
         module = mutant["file"].split("/")[1]
         cargo = ["cargo", "test", "--locked", "--quiet", "--profile", PROFILE]
         unit, lives = [*cargo, "--lib"], [*cargo, "--test", "operator"]
@@ -109,19 +114,24 @@ class Bench:
             return "does not build"
         self.env.update(OPERATOR_SEEDS=str(SEEDS), OPERATOR_FIRST=str(seed * SEEDS + 1))
         done = self.run([*lives, "--", "--nocapture"], self.lives_s + LIVES_END_S, r"\n *replay: ")
-        return "survived" if done == "passed" else "lives"
+        if done != "passed":
+            return "lives"
+        del self.env["OPERATOR_SEEDS"], self.env["OPERATOR_FIRST"]
+        return "survived" if self.run([*cargo, "--tests"], ALL_TESTS_S) == "passed" else "other tests"
 
 
 def report(results):
     tried = [result for result in results if result["by"] != "does not build"]
-    survivors = [result for result in tried if result["by"] == "survived"]
-    for by in ("unit tests", "lives", "survived", "does not build"):
-        print(f"{sum(result['by'] == by for result in results):5} {by}")
-    for result in survivors:
-        print(f"survived: {result['name']}")
+    counts = {by: sum(result["by"] == by for result in results) for by in (*NOTICED, "survived", "does not build")}
+    for by, count in counts.items():
+        print(f"{count:5} {by}")
+    for result in tried:
+        if result["by"] in ("other tests", "survived"):
+            print(f"{result['by']}: {result['name']}")
     if tried:
-        killed = len(tried) - len(survivors)
-        print(f"{killed} of {len(tried)} changes are noticed: {100 * killed / len(tried):.0f} %")
+        quick, killed = counts["unit tests"] + counts["lives"], len(tried) - counts["survived"]
+        print(f"{killed} of {len(tried)} changes are noticed: {100 * killed / len(tried):.0f} %;", end=" ")
+        print(f"by the unit tests of their modules or by lives: {100 * quick / len(tried):.0f} %")
 
 
 def main():

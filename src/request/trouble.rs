@@ -238,6 +238,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_backing_device_is_given_up_with_the_error_that_reaches_the_limit() {
+        let health = BackingHealth::default();
+        health.set_limit(2);
+        health.failed("a read".into());
+        assert!(!health.is_disabled());
+        health.failed("a write".into());
+        assert!(health.is_disabled());
+        let last = health.last_failure().expect("there was one");
+        assert!(last.ends_with("a write"), "{last}");
+        health.disable(false);
+        health.failed("a flush".into());
+        assert!(!health.is_disabled(), "errors count from zero");
+    }
+
+    #[test]
     fn errors_count_up_to_the_limit_and_are_forgotten_by_halves() {
         let health = Health::default();
         health.limit.set(3);

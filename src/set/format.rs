@@ -282,3 +282,40 @@ pub async fn write(disk: &Rc<dyn Disk>, sb: &[u8; SUPER_BYTES]) -> Result<(), Se
     disk.write(Sector(0), wipe).await.1.map_err(io)?;
     write_super(disk, sb).await.map_err(io)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Uuid;
+
+    #[test]
+    fn what_is_not_blank_is_overwritten_when_that_is_said_and_not_else() {
+        let sb = BackingSuper::new(Uuid([7; 16]), 1, DEFAULT_DATA_OFFSET).expect("a superblock");
+        let backing = |state| {
+            let mut sb = sb.clone();
+            sb.set_state(state);
+            Content::Backing(sb)
+        };
+        let foreign = || Content::Foreign(SuperError::BadMagic);
+        let (no, force) = (
+            Permission::default(),
+            Permission {
+                force: true,
+                ..Permission::default()
+            },
+        );
+        let all = Permission {
+            discard_dirty: true,
+            ..force
+        };
+        let may = |content, may| may_format("slow", content, may).is_ok();
+        assert!(may(Content::Blank, no));
+        for content in [|| Content::Other, foreign] {
+            assert!(!may(content(), no) && may(content(), force));
+        }
+        let clean = || backing(BackingState::Clean);
+        assert!(!may(clean(), no) && may(clean(), force));
+        let dirty = || backing(BackingState::Dirty);
+        assert!(!may(dirty(), no) && !may(dirty(), force) && may(dirty(), all));
+    }
+}
