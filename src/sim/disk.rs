@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use super::bytes::{Bytes, Image};
 pub use super::fuse::{Fault, Fuse};
+use super::ills::BadSectors;
 pub use super::ills::{Faults, Ills, Lag, Unmapped};
 use super::sched::Sched;
 use crate::disk::{Buf, BufFuture, Disk, DoneFuture, IoError};
@@ -51,8 +52,7 @@ pub struct Medium {
     pub ills: Cell<Ills>,
     /// Requests that it failed, or did wrong.
     pub faulted: Cell<u64>,
-    /// Sectors that cannot be read: from, to.
-    bad: RefCell<Vec<(u64, u64)>>,
+    bad: RefCell<BadSectors>,
     /// Whether flushes do nothing: the canary that a simulator must notice.
     pub ignore_flush: Cell<bool>,
     /// The writes given to it since it was made.
@@ -128,7 +128,7 @@ impl Medium {
 
     /// Some sectors cannot be read until they are written.
     pub fn turn_bad(&self, at: Sector, sectors: u64) {
-        self.bad.borrow_mut().push((at.0, at.0 + sectors));
+        self.bad.borrow_mut().0.push((at.0, at.0 + sectors));
     }
 
     /// What people call it.
@@ -172,19 +172,18 @@ impl Medium {
 
     /// It becomes so many sectors large, which is smaller; what lay beyond is lost.
     pub fn shrink(&self, sectors: u64) {
-        for side in [&self.visible, &self.durable] {
-            side.borrow_mut().resize(sectors as usize * SECTOR_BYTES);
-        }
+        self.resize(sectors as usize * SECTOR_BYTES);
     }
 
     /// It becomes so many sectors larger; those are zeros.
     pub fn grow(&self, sectors: u64) {
-        let bytes = sectors as usize * SECTOR_BYTES;
-        for side in [&self.visible, &self.durable] {
-            let mut side = side.borrow_mut();
-            let end = side.size_bytes() + bytes;
-            side.resize(end);
-        }
+        let before = self.look().size_bytes();
+        self.resize(before + sectors as usize * SECTOR_BYTES);
+    }
+
+    fn resize(&self, bytes: usize) {
+        self.visible.borrow_mut().resize(bytes);
+        self.durable.borrow_mut().resize(bytes);
     }
 
     /// Whether there is power for one more write or flush.
@@ -218,28 +217,16 @@ impl Medium {
     }
 
     fn is_bad(&self, at: Sector, sectors: u64) -> bool {
-        let bad = self.bad.borrow();
-        let hit = bad.iter().any(|b| b.0 < at.0 + sectors && at.0 < b.1);
+        let hit = self.bad.borrow().has(at, sectors);
         self.faulted.set(self.faulted.get() + u64::from(hit));
         hit
-    }
-
-    /// Sectors that are written can be read again.
-    fn rewrite(&self, at: Sector, sectors: u64) {
-        let (from, to) = (at.0, at.0 + sectors);
-        let mut bad = self.bad.borrow_mut();
-        let old = std::mem::take(&mut *bad);
-        for (start, end) in old {
-            bad.extend((start < from.min(end)).then_some((start, from.min(end))));
-            bad.extend((to.max(start) < end).then_some((to.max(start), end)));
-        }
     }
 
     /// Some sectors of a write turn bad.
     fn spoil_some(&self, at: Sector, sectors: u64, rng: &Rng) {
         let start = at.0 + rng.below(sectors);
         let end = (at.0 + sectors).min(start + 1 + rng.below(8));
-        self.bad.borrow_mut().push((start, end));
+        self.bad.borrow_mut().0.push((start, end));
     }
 
     fn give(&self, at: Sector, data: Vec<u8>) -> u64 {
@@ -538,7 +525,7 @@ impl SimDisk {
             let delay_us = self.delay_us(at, sectors, true);
             return self.sched.after(delay_us, move || done(Ok(())));
         };
-        self.medium.rewrite(at, sectors);
+        self.medium.bad.borrow_mut().written(at, sectors);
         let nr = self.medium.give(at, data);
         let (medium, sched) = (self.medium.clone(), self.sched.clone());
         if !failed && sched.rng().below(2) == 0 {
@@ -753,13 +740,13 @@ mod tests {
             run(&sched);
             out.get()
         };
-        medium.bad.borrow_mut().push((8, 16));
+        medium.turn_bad(Sector(8), 8);
         assert_eq!(
             (read(0, 8), read(4, 5), read(16, 8)),
             (Some(true), Some(false), Some(true))
         );
         disk.start_write(Sector(10), vec![1; 2 * SECTOR_BYTES], |_| ());
-        assert_eq!(*medium.bad.borrow(), [(8, 10), (12, 16)]);
+        assert_eq!(medium.bad.borrow().0, [(8, 10), (12, 16)]);
         assert_eq!(
             (read(10, 2), read(9, 1), read(15, 1)),
             (Some(true), Some(false), Some(false))

@@ -69,3 +69,25 @@ impl Lag {
         if meets && is_meant { self.us } else { 0 }
     }
 }
+
+/// Ranges of sectors that cannot be read until they are written: from, to.
+#[derive(Default)]
+pub(super) struct BadSectors(pub(super) Vec<(u64, u64)>);
+
+impl BadSectors {
+    /// Whether one of these sectors cannot be read.
+    pub(super) fn has(&self, at: Sector, sectors: u64) -> bool {
+        let mut bad = self.0.iter();
+        bad.any(|&(from, to)| from < at.0 + sectors && at.0 < to)
+    }
+
+    /// Sectors that are written can be read again.
+    pub(super) fn written(&mut self, at: Sector, sectors: u64) {
+        let (from, to) = (at.0, at.0 + sectors);
+        for (start, end) in std::mem::take(&mut self.0) {
+            let parts = [(start, from.min(end)), (to.max(start), end)];
+            self.0
+                .extend(parts.into_iter().filter(|part| part.0 < part.1));
+        }
+    }
+}
