@@ -18,7 +18,8 @@
 //!   of mostly empty buckets; those moves never take what btree nodes may need; nodes never take
 //!   what one writing of the priorities needs. So a full cache can always write what it needs in
 //!   order to make room.
-//! - What stays on the free list is what Linux could take, too: see [`free`].
+//! - What stays on the free list is what Linux could take, too: the module `free` says in which order
+//!   buckets are taken.
 //! - Who needs several nodes takes them all at once ([`Alloc::take_nodes`]) and holds none while it
 //!   waits, so no two of them can each have half of what they need.
 //!

@@ -22,8 +22,8 @@ const TRIES: u64 = 160;
 pub struct Failure {
     /// The seed.
     pub seed: u64,
-    /// What is left out.
-    pub cut: Cut,
+    /// What is left out, or in.
+    pub cut: Box<Cut>,
     /// What is wrong, and where.
     pub wrong: Wrong,
 }
@@ -104,7 +104,7 @@ pub fn live(seed: u64, cut: &Cut, gallery: &Gallery) -> Result<Met, Failure> {
     drop(dropped);
     done.map_err(|wrong| Failure {
         seed,
-        cut: cut.clone(),
+        cut: Box::new(cut.clone()),
         wrong,
     })
 }
@@ -136,7 +136,7 @@ pub fn shrink(failure: Failure, gallery: &Gallery) -> Failure {
     for &feature in Feature::ALL {
         let on = Plan::from_seed(best.seed, &best.cut).has(feature);
         if on && tries > TRIES / 2 {
-            let mut cut = best.cut.clone();
+            let mut cut = Cut::clone(&best.cut);
             cut.off.insert(feature);
             attempt(&mut best, cut, &mut tries);
         }
@@ -145,9 +145,9 @@ pub fn shrink(failure: Failure, gallery: &Gallery) -> Failure {
     while size >= 1 && tries > 0 {
         let mut at = 1;
         while at <= best.wrong.step && tries > 0 {
-            let mut cut = best.cut.clone();
+            let mut cut = Cut::clone(&best.cut);
             cut.skip.extend(at..at + size);
-            if cut != best.cut {
+            if cut != *best.cut {
                 attempt(&mut best, cut, &mut tries);
             }
             at += size;
