@@ -362,8 +362,13 @@ fn a_device_that_grows_while_fronts_are_made_anew_is_used_to_its_end() {
             }
             let hub = machine.hub.clone();
             machine.run(async move { hub.resized("slow0").await });
+            // Hosts use the new end as soon as they are told.
+            let beyond = write(end);
             machine.until("the call", || call.borrow().is_some());
             machine.until("the I/O", || ios.iter().all(|&io| machine.has_ended(io)));
+            machine.until("a write", || machine.has_ended(beyond));
+            let (outcome, _) = machine.ended(beyond).expect("it has ended");
+            assert_eq!(outcome, Outcome::Success, "{attaches} {steps}");
             assert_eq!(
                 machine.host.resized.take(),
                 [("Vol0".to_string(), end + 2048)]

@@ -267,15 +267,17 @@ impl Hub {
         link: Option<&Link>,
     ) -> Result<(), SetError> {
         let cache = link.map(|l| l.set.disk.clone());
-        let done = self.host.replace(shared.clone(), cache).await;
-        done.map_err(|e| SetError::Io(volume.name(), e))?;
-        if let Some(link) = link {
-            link.volume.unflushed.fronts_exchanged();
-        }
-        // The backing device may have grown meanwhile: hosts were told so.
+        // The backing device may have grown since the shape was made, or grows meanwhile: hosts are told.
         if let (Some(backing), Some(old)) = (&volume.backing, &*volume.shared.borrow()) {
             let told = old.size_sectors().min(backing.volume_sectors());
             shared.set_size_sectors(told.max(shared.size_sectors()));
+        }
+        *volume.coming.borrow_mut() = Some(shared.clone());
+        let done = self.host.replace(shared.clone(), cache).await;
+        volume.coming.take();
+        done.map_err(|e| SetError::Io(volume.name(), e))?;
+        if let Some(link) = link {
+            link.volume.unflushed.fronts_exchanged();
         }
         *volume.shared.borrow_mut() = Some(shared);
         Ok(())
@@ -364,11 +366,11 @@ impl Hub {
             );
         }
         // Fronts that were made anew may have that size before hosts are told of it.
-        shared.set_size_sectors(new);
+        volume.set_size_sectors(new);
         match self.host.resize(&volume.name(), new) {
             Ok(()) => log::info!("{} has {new} sectors now", volume.name()),
             Err(errno) => {
-                shared.set_size_sectors(old);
+                volume.set_size_sectors(old);
                 log::error!("{} keeps its size (errno {errno})", volume.name());
             }
         }

@@ -241,6 +241,8 @@ pub struct Volume {
     pub link: RefCell<Option<Link>>,
     /// What hosts see; `None` while the volume waits for its set.
     pub shared: RefCell<Option<Arc<VolumeShared>>>,
+    /// What its fronts are being exchanged for: some have it already, and hosts I/O through them.
+    pub(super) coming: RefCell<Option<Arc<VolumeShared>>>,
     /// Held while that is exchanged.
     pub(super) exchanging: Lock,
     /// The counters of all its fronts.
@@ -277,6 +279,7 @@ impl Volume {
             backing,
             link: RefCell::default(),
             shared: RefCell::default(),
+            coming: RefCell::default(),
             exchanging: Lock::default(),
             totals: Arc::default(),
             windows: RefCell::default(),
@@ -301,6 +304,7 @@ impl Volume {
             backing: self.backing.clone(),
             link: RefCell::new(self.link.take()),
             shared: RefCell::default(),
+            coming: RefCell::default(),
             exchanging: Lock::default(),
             totals: self.totals.clone(),
             windows: RefCell::new(self.windows.take()),
@@ -417,6 +421,15 @@ impl Volume {
             Some(backing) => shared.with_health(backing.health.clone()),
             None => shared,
         })
+    }
+
+    /// Hosts may use so many sectors from now on.
+    pub(super) fn set_size_sectors(&self, sectors: u64) {
+        for shared in [&self.shared, &self.coming] {
+            if let Some(shared) = &*shared.borrow() {
+                shared.set_size_sectors(sectors);
+            }
+        }
     }
 
     /// What hosts shall see of it while its cache device is gone.
