@@ -50,6 +50,13 @@ impl Rng {
         self.next() % n
     }
 
+    /// Puts values into any order.
+    pub fn shuffle<T>(&self, values: &mut [T]) {
+        for i in (1..values.len()).rev() {
+            values.swap(i, self.below(i as u64 + 1) as usize);
+        }
+    }
+
     /// A random (version 4) UUID.
     pub fn uuid(&self) -> Uuid {
         let mut bytes = [0; 16];

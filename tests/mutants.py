@@ -77,17 +77,18 @@ class Bench:
         self.tree = tree
         self.lives_s = lives_s
         self.log = folder / "log"
-        self.env = dict(os.environ, CARGO_TARGET_DIR=str(folder / "target"), OPERATOR_SECONDS=str(lives_s), **QUICK_BUILDS)
+        self.env = dict(os.environ, CARGO_TARGET_DIR=str(folder / "target"), **QUICK_BUILDS)
 
     def patch(self, mutant, *options):
         command = ["patch", "--quiet", *options, mutant["file"]]
         subprocess.run(command, input=mutant["diff"], text=True, cwd=self.tree, check=True)
 
-    def run(self, command, limit_s, enough=None):
-        """Runs a command; "failed", "passed" or "late". `enough`, a pattern of a line that it may print, ends it."""
-        began = time.monotonic()
+    def run(self, command, limit_s, enough=None, **more):
+        """Runs a command; "failed", "passed" or "late". `enough`, a pattern of a line that it may print, ends it.
+        `more` is added to its environment."""
+        began, env = time.monotonic(), {**self.env, **more}
         with open(self.log, "w+", encoding="utf-8", errors="replace") as log:
-            run = subprocess.Popen(command, cwd=self.tree, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            run = subprocess.Popen(command, cwd=self.tree, env=env, stdout=log, stderr=log, start_new_session=True)
             try:
                 while run.poll() is None:
                     if time.monotonic() - began > limit_s:
@@ -112,11 +113,10 @@ class Bench:
             return "unit tests"
         if self.run([*lives, "--no-run"], BUILD_S) != "passed":
             return "does not build"
-        self.env.update(OPERATOR_SEEDS=str(SEEDS), OPERATOR_FIRST=str(seed * SEEDS + 1))
-        done = self.run([*lives, "--", "--nocapture"], self.lives_s + LIVES_END_S, r"\n *replay: ")
-        if done != "passed":
+        drawn = {"SEEDS": SEEDS, "FIRST": seed * SEEDS + 1, "SECONDS": self.lives_s}
+        drawn = {f"OPERATOR_{name}": str(value) for name, value in drawn.items()}
+        if self.run([*lives, "--", "--nocapture"], self.lives_s + LIVES_END_S, r"\n *replay: ", **drawn) != "passed":
             return "lives"
-        del self.env["OPERATOR_SEEDS"], self.env["OPERATOR_FIRST"]
         return "survived" if self.run([*cargo, "--tests"], ALL_TESTS_S) == "passed" else "other tests"
 
 

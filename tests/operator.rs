@@ -2,9 +2,8 @@
 //!
 //! `OPERATOR_SEED=n cargo test --test operator` replays one seed (add `SIM_TRACE=1` for all that
 //! happens, `OPERATOR_OFF` and `OPERATOR_SKIP` to leave things out, `OPERATOR_ON` to have features in
-//! whatever the seed says); `OPERATOR_SEEDS=n` runs so many,
-//! from `OPERATOR_FIRST`, and shrinks the first that fail. With `OPERATOR_SECONDS=n` no seed begins
-//! after that time.
+//! whatever the seed says); `OPERATOR_SEEDS=n` runs so many, from `OPERATOR_FIRST`, and shrinks the
+//! first that fail. With `OPERATOR_SECONDS=n` no seed begins after that time.
 
 mod fixtures;
 

@@ -37,8 +37,8 @@ pub struct Bytes {
     size_bytes: usize,
 }
 
-impl From<&[u8]> for Bytes {
-    fn from(bytes: &[u8]) -> Bytes {
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
         let mut all = Bytes::zeros(bytes.len());
         for (nr, piece) in bytes.chunks(PAGE_BYTES).enumerate() {
             // Zeros stay one page.
@@ -47,12 +47,6 @@ impl From<&[u8]> for Bytes {
             }
         }
         all
-    }
-}
-
-impl From<Vec<u8>> for Bytes {
-    fn from(bytes: Vec<u8>) -> Bytes {
-        Bytes::from(&bytes[..])
     }
 }
 
@@ -146,7 +140,7 @@ mod tests {
     fn copies_and_sizes_are_those_of_plain_bytes() {
         let rng = Rng::new(7);
         let mut plain = vec![0; 100_000];
-        let mut bytes = Bytes::from(&plain[..]);
+        let mut bytes = Bytes::from(plain.clone());
         for round in 0..3000u64 {
             let copy = (plain.clone(), bytes.clone());
             if rng.below(20) == 0 {
@@ -163,6 +157,6 @@ mod tests {
             assert!(bytes.get(from..plain.len() + 1).is_none());
             assert_eq!(copy.1.read(0..copy.0.len()), copy.0, "a copy stays");
         }
-        assert_eq!(Bytes::from(&plain[..]).read(0..plain.len()), plain);
+        assert_eq!(Bytes::from(plain.clone()).read(0..plain.len()), plain);
     }
 }

@@ -1,4 +1,5 @@
-//! Devices that hold a cache set when a run begins: one that Linux left, or one of very many keys.
+//! Devices that hold a cache set when a run begins: one that Linux left, one of very many keys, or a
+//! worn one, whose full cache was used again and again.
 //!
 //! What its volumes hold is what the model of Linux ([`kernel`](crate::sim::kernel)) reads: for a set
 //! that Linux left, that is what Linux would serve; for one that the engine left, what the engine must
@@ -6,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use serde_json::json;
 
@@ -62,39 +63,40 @@ pub struct Aged {
     pub contents: BTreeMap<String, Bytes>,
 }
 
-/// How one is made.
-pub type Build = Box<dyn FnOnce() -> Aged + Send>;
-
-/// Those that Linux left; each is made when it is first drawn.
-#[derive(Default)]
-pub struct Gallery(Vec<LazyLock<Aged, Build>>);
+/// Those that Linux left, by name; each is loaded when it is first drawn.
+pub struct Gallery {
+    cases: Vec<(&'static str, OnceLock<Aged>)>,
+    load: fn(&'static str) -> Aged,
+}
 
 impl Gallery {
-    /// A gallery of what is made in these ways.
-    pub fn new(builds: Vec<Build>) -> Gallery {
-        Gallery(builds.into_iter().map(LazyLock::new).collect())
+    /// A gallery of these cases.
+    pub fn new(cases: &[&'static str], load: fn(&'static str) -> Aged) -> Gallery {
+        let cases = cases.iter().map(|&case| (case, OnceLock::new()));
+        Gallery {
+            cases: cases.collect(),
+            load,
+        }
     }
 
     /// What a run begins with, if not with blank devices.
     pub fn pick(&self, plan: &Plan) -> Option<&Aged> {
         if plan.has(Feature::Large) {
-            return Some(&LARGE);
+            return Some(LARGE.get_or_init(|| apart(large)));
         }
         if plan.has(Feature::Worn) {
-            return Some(&WORN_SETS[plan.aged as usize % WORN.len()]);
+            let nr = plan.aged as usize % WORN.len();
+            return Some(WORN_SETS[nr].get_or_init(|| apart(|| worn(nr))));
         }
-        let nr = plan.aged.checked_rem(self.0.len() as u64)?;
-        plan.has(Feature::Linux).then(|| &*self.0[nr as usize])
+        let nr = plan.aged.checked_rem(self.cases.len() as u64)?;
+        let (case, aged) = &self.cases[nr as usize];
+        plan.has(Feature::Linux)
+            .then(|| aged.get_or_init(|| (self.load)(case)))
     }
 }
 
-static LARGE: LazyLock<Aged> = LazyLock::new(|| apart(large));
-static WORN_SETS: [LazyLock<Aged>; WORN.len()] = [
-    LazyLock::new(|| apart(|| worn(0))),
-    LazyLock::new(|| apart(|| worn(1))),
-    LazyLock::new(|| apart(|| worn(2))),
-    LazyLock::new(|| apart(|| worn(3))),
-];
+static LARGE: OnceLock<Aged> = OnceLock::new();
+static WORN_SETS: [OnceLock<Aged>; WORN.len()] = [const { OnceLock::new() }; WORN.len()];
 
 /// What a thread of its own makes: no bug is seeded there, and all runs share it.
 fn apart(make: impl FnOnce() -> Aged + Send) -> Aged {
@@ -233,9 +235,7 @@ fn large() -> Aged {
     }
     maker.wait(0);
     let mut places: Vec<u64> = (0..LARGE_WRITES).map(|nr| 3 * nr + 1).collect();
-    for i in (1..places.len()).rev() {
-        places.swap(i, maker.rng.below(i as u64 + 1) as usize);
-    }
+    maker.rng.shuffle(&mut places);
     for start in places {
         maker.io(0, Kind::Write, start, 1);
     }

@@ -332,7 +332,7 @@ fn has_no_failure(answer: &Result<Value, RpcError>) -> Result<(), String> {
         Err(_) => return Ok(()),
         Ok(status) => text(&status["failure"]).unwrap_or_default(),
     };
-    // A set may be stopped under it; what is refused is refused.
+    // A set may be stopped under it, and a job that was refused has not failed.
     let is_stopped = failure.contains("has stopped");
     let failed = answer.is_err() || failure.contains("write-back failed");
     match failed && !is_stopped {

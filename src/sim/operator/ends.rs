@@ -110,9 +110,7 @@ impl World {
     /// The devices appear, in any order; some of them later, perhaps.
     fn start(&mut self, end: End) -> Result<(), String> {
         let mut order: Vec<usize> = (0..self.devices.len()).collect();
-        for i in (1..order.len()).rev() {
-            order.swap(i, self.rng.below(i as u64 + 1) as usize);
-        }
+        self.rng.shuffle(&mut order);
         for d in order {
             if self.plan.has(Feature::Missing) && end != End::Recovering && self.chance(5) {
                 self.is_missing(d);
