@@ -149,8 +149,10 @@ impl Machine {
         let (now, rng) = (self.sched.now_us(), self.sched.rng());
         let (first, lazy) = (rng.below(3), rng.below(4) > 0);
         let mut done = self.sched.run_due();
+        let mut all = true;
         for i in 0..3 {
             if lazy && rng.below(4) == 0 {
+                all = false;
                 continue;
             }
             done += match (first + i) % 3 {
@@ -162,7 +164,7 @@ impl Machine {
         if done > 0 {
             return self.sched.set_now(now + rng.below(3));
         }
-        if !lazy {
+        if all {
             self.skip();
         }
     }

@@ -388,10 +388,10 @@ impl Stage {
     /// Every reactor runs once, beginning at any volume and at any of its fronts. Returns how much was
     /// done.
     pub fn poll(&self) -> usize {
-        let names = self.names();
-        let first = self.any(names.len());
-        let turned = names[first..].iter().chain(&names[..first]);
-        turned.map(|name| self.poll_one(name)).sum()
+        let volumes: Vec<Rc<Shown>> = self.shown.borrow().values().cloned().collect();
+        let first = self.any(volumes.len());
+        let turned = volumes[first..].iter().chain(&volumes[..first]);
+        turned.map(|volume| self.poll_one(volume)).sum()
     }
 
     fn any(&self, n: usize) -> usize {
@@ -401,10 +401,7 @@ impl Stage {
         }
     }
 
-    fn poll_one(&self, name: &str) -> usize {
-        let Some(volume) = self.find(name) else {
-            return 0;
-        };
+    fn poll_one(&self, volume: &Rc<Shown>) -> usize {
         let (count, first) = (volume.reactors.len(), self.any(volume.reactors.len()));
         let reactors = (0..count).map(|i| &volume.reactors[(first + i) % count]);
         let mut done: usize = reactors.map(|reactor| reactor.poll(&self.rng)).sum();
@@ -416,8 +413,16 @@ impl Stage {
         if !volume.reactors.iter().all(SimReactor::end) {
             return done;
         }
-        self.shown.borrow_mut().remove(name);
-        self.gone.borrow_mut().push(name.into());
+        let is_it = |(_, shown): &(&String, &Rc<Shown>)| Rc::ptr_eq(shown, volume);
+        let name = self
+            .shown
+            .borrow()
+            .iter()
+            .find(is_it)
+            .map(|(name, _)| name.clone());
+        let name = name.expect("a shown volume");
+        self.shown.borrow_mut().remove(&name);
+        self.gone.borrow_mut().push(name);
         let gone = volume.going.take();
         gone.into_iter().for_each(|gone| gone.send(Ok(())));
         done + 1

@@ -378,7 +378,10 @@ impl World {
             )
         });
         if op.is_reset {
-            return self.reset_is_over(tag, io.volume);
+            return match ok {
+                true => self.reset_is_over(tag, io.volume),
+                false => Ok(()),
+            };
         }
         let used = data.len().min(io.sectors as usize * SECTOR_BYTES);
         let (data, beyond) = data.split_at(used);

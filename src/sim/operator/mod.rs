@@ -66,6 +66,8 @@ const PATIENCE_US: u64 = 1_260_000_000;
 const TURNS_MAX: u64 = 4_000_000;
 /// Of so many flushes that are answered, one is tried at once: what the devices hold is recovered.
 const PROMISES_TRIED: u64 = 16;
+/// Host I/O begins in one of so many turns, beside that of steps.
+const TURNS_AN_IO: u64 = 12;
 /// Lines of the log that are kept.
 const LOG_MAX: usize = 400;
 
@@ -288,8 +290,12 @@ impl World {
     }
 
     fn one_step(&mut self) -> Result<(), String> {
+        // Hosts do not wait for the operator: what calls do in between meets their I/O, too.
         for _ in 0..[0, 1, 3, 10, 40, 150][self.rng.below(6) as usize] {
             self.turn()?;
+            if self.chance(TURNS_AN_IO) {
+                self.draw_io();
+            }
         }
         self.look()?;
         self.take_calls()?;

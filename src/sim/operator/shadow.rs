@@ -4,6 +4,7 @@
 //! model of Linux ([`kernel`](crate::sim::kernel)) would serve what the oracle allows after a crash, and
 //! a second machine starts on them, perhaps without a device, and reads what the oracle allows.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ use crate::units::Uuid;
 
 /// Turns that a second machine may take to start.
 const TURNS: u64 = 300_000;
+/// Reads of a second machine in flight.
+const READS: usize = 16;
 
 impl World {
     /// Perhaps recovers copies of the devices.
@@ -220,24 +223,30 @@ fn read_some(
     rng: &Rng,
 ) -> Result<(), String> {
     let end = sectors.min(oracle.sectors(nr));
-    let step = [8, 64, 256][rng.below(3) as usize];
-    let mut at = 0;
-    while at < end {
-        let n = step.min(end - at);
-        let (io, memory) = oracle.begins(Kind::Read, nr, at, n, ZERO);
-        let tag = machine.issue(name, Kind::Read, at, memory, n);
-        for _ in 0..TURNS {
-            if machine.has_ended(tag) {
-                break;
+    let mut reads = VecDeque::new();
+    let (mut at, mut turns) = (0, 0);
+    while at < end || !reads.is_empty() {
+        while at < end && reads.len() < READS {
+            let n = (*rng.any(&[8, 64, 256, 256])).min(end - at);
+            let (io, memory) = oracle.begins(Kind::Read, nr, at, n, ZERO);
+            reads.push_back((machine.issue(name, Kind::Read, at, memory, n), io));
+            at += n;
+        }
+        machine.turn_any();
+        turns += 1;
+        while let Some(&(tag, io)) = reads.front().filter(|(tag, _)| machine.has_ended(*tag)) {
+            reads.pop_front();
+            turns = 0;
+            let (outcome, data) = machine.ended(tag).expect("it has ended");
+            if outcome != Outcome::Success {
+                let (n, at) = (io.sectors, io.start);
+                return Err(format!("a read of {n} sectors at {at} of {name} fails"));
             }
-            machine.turn_any();
+            oracle.ends(&io, Some(&data))?;
         }
-        let (outcome, data) = machine.ended(tag).ok_or("a read hangs")?;
-        if outcome != Outcome::Success {
-            return Err(format!("a read of {n} sectors at {at} of {name} fails"));
+        if turns > TURNS {
+            return Err("a read hangs".into());
         }
-        oracle.ends(&io, Some(&data))?;
-        at += n;
     }
     Ok(())
 }
