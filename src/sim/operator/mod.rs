@@ -64,8 +64,12 @@ use plan::{Cut, Plan};
 const PATIENCE_US: u64 = 1_260_000_000;
 /// Turns that a wait may take.
 const TURNS_MAX: u64 = 4_000_000;
-/// Of so many flushes that are answered, one is tried at once: what the devices hold is recovered.
-const PROMISES_TRIED: u64 = 16;
+/// Of so many flushes that are answered, one is tried at once: what the devices hold is judged.
+const PROMISES_TRIED: u64 = 4;
+/// Of so many of those, a second machine starts in one.
+const PROMISES_STARTED: u64 = 8;
+/// A second machine starts in one of so many other shadows.
+const SHADOWS_STARTED: u64 = 2;
 /// Host I/O begins in one of so many turns, beside that of steps.
 const TURNS_AN_IO: u64 = 12;
 /// Lines of the log that are kept.
@@ -312,7 +316,7 @@ impl World {
         } else if what < self.plan.calls + self.plan.events {
             self.draw_event()?;
         } else if what < self.plan.calls + self.plan.events + 3 {
-            self.draw_shadow()?;
+            self.draw_shadow(SHADOWS_STARTED)?;
         } else {
             for _ in 0..1 + self.rng.below(self.mix.burst) {
                 self.draw_io();
@@ -356,7 +360,7 @@ impl World {
         self.take_answers()?;
         // What was promised must hold from the first moment on.
         if std::mem::take(&mut self.promised) && self.chance(PROMISES_TRIED) {
-            self.draw_shadow()?;
+            self.draw_shadow(PROMISES_STARTED)?;
         }
         Ok(())
     }

@@ -29,8 +29,8 @@ const TURNS: u64 = 300_000;
 const READS: usize = 16;
 
 impl World {
-    /// Perhaps recovers copies of the devices.
-    pub(super) fn draw_shadow(&mut self) -> Result<(), String> {
+    /// Perhaps judges copies of the devices; in one of so many cases a second machine starts on them.
+    pub(super) fn draw_shadow(&mut self, started: u64) -> Result<(), String> {
         if !self.plan.has(Feature::Shadows) || self.known.is_empty() {
             return Ok(());
         }
@@ -45,7 +45,7 @@ impl World {
         let (kept, dropping) = (self.kept_volumes(), self.is_dropping());
         self.judge(&media, &oracle, &kept, dropping)
             .map_err(|why| format!("a shadow: {why}"))?;
-        if self.chance(2) {
+        if self.chance(started) {
             self.second_machine(&media, oracle, rng)
                 .map_err(|why| format!("a shadow: {why}"))?;
         }
