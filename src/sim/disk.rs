@@ -65,6 +65,8 @@ pub struct Medium {
     pub stuck: Cell<bool>,
     /// Which answers come late.
     pub lag: Cell<Lag>,
+    /// How many µs a request takes at most, beside what it takes of a fast device.
+    pub pace_us: Cell<u64>,
     /// Sectors at its end that are not there now; what they hold stays.
     pub hidden_sectors: Cell<u64>,
     /// It fails whatever it is told.
@@ -101,6 +103,7 @@ impl Medium {
             unmapped: Cell::default(),
             stuck: Cell::new(false),
             lag: Cell::default(),
+            pace_us: Cell::new(0),
             hidden_sectors: Cell::new(0),
             dead: Cell::new(false),
             fuse: RefCell::default(),
@@ -445,7 +448,9 @@ impl SimDisk {
             1..=8 => 200 + rng.below(1_000),
             _ => 5 + rng.below(100),
         };
-        self.medium.lag.get().of(at, sectors, changes) + usual
+        let pace = self.medium.pace_us.get();
+        let more = if pace > 0 { rng.below(pace) } else { 0 };
+        self.medium.lag.get().of(at, sectors, changes) + usual + more
     }
 
     fn check(&self, at: Sector, sectors: u64) -> Result<(), IoError> {

@@ -38,7 +38,8 @@ const FILL_SECTORS: u64 = 240;
 const WORN_SECTORS: u64 = 8192;
 /// The worn sets: sectors of a block and of the cache device, and KiB of a bucket. The volumes do not
 /// fit into the cache.
-const WORN: [(u32, u64, u64); 4] = [
+const WORN: [(u32, u64, u64); 5] = [
+    (1, 16_384, 64),
     (1, 8192, 8),
     (1, 12_288, 16),
     (1, 12_288, 4),

@@ -56,6 +56,7 @@ impl Device {
         let medium = Medium::with_bytes(name, bytes, plan.block_sectors);
         if !is_fast {
             medium.unmapped.set(plan.unmapped);
+            medium.pace_us.set(plan.slow_pace_us);
         }
         Device {
             medium,

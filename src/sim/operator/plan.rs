@@ -84,6 +84,8 @@ features! {
     Silence "silence" 25,
     /// Devices answer late for a while.
     Lag "lag" 25,
+    /// Backing devices are as slow as disks.
+    Disks "disks" 40,
     /// Devices fail at some requests for a while.
     Faults "faults" 25,
     /// Sectors turn bad.
@@ -164,6 +166,8 @@ pub struct Plan {
     pub fast: Vec<FastPlan>,
     /// The sectors of the backing devices, of which some are blank at first.
     pub slow_sectors: Vec<u64>,
+    /// How many µs a request takes at most of backing devices, beside what it takes of cache devices.
+    pub slow_pace_us: u64,
     /// Sectors of a block, of sets and of devices.
     pub block_sectors: u32,
     /// Fronts of a volume.
@@ -227,6 +231,10 @@ impl Plan {
             ends: ends.map(allowed).collect(),
             fast: fast[..sets].to_vec(),
             slow_sectors: slow[..volumes + blanks].to_vec(),
+            slow_pace_us: match has(Feature::Disks) {
+                true => *rng.any(&[1_000, 10_000, 50_000]),
+                false => 0,
+            },
             block_sectors,
             reactors: if has(Feature::Reactors) { reactors } else { 1 },
             steps: *rng.any(&[40, 120, 120, 300]),
@@ -273,7 +281,7 @@ fn fast(rng: &Rng, block_sectors: u32) -> FastPlan {
     let bucket_kb = match rng.below(80) {
         0 => *rng.any(&[256, 512, 1024]),
         1..=4 => 128,
-        _ => *rng.any(&[4, 8, 8, 16, 16, 32, 64]),
+        _ => *rng.any(&[4, 8, 8, 16, 32, 64, 64]),
     };
     // A bucket of one block is refused, and so is a journal of fewer blocks than sixteen.
     let bucket_kb = if block_sectors == 8 {
