@@ -34,6 +34,7 @@ impl World {
         if !self.plan.has(Feature::Shadows) || self.known.is_empty() {
             return Ok(());
         }
+        self.look()?;
         let rng = Rc::new(Rng::new(self.rng.next()));
         let media: Vec<Rc<Medium>> = self.devices.iter().map(|d| d.medium.fork()).collect();
         for medium in &media {
