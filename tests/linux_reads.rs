@@ -423,6 +423,7 @@ fn what_the_oracle_does_not_allow_is_told() {
     let judged = [Judged {
         nr: 0,
         uuid: sb.uuid,
+        same: false,
     }];
     // The oracle knows of no write.
     let oracle = Oracle::new(&[size]);
@@ -432,6 +433,7 @@ fn what_the_oracle_does_not_allow_is_told() {
     let gone = [Judged {
         nr: 0,
         uuid: Uuid([9; 16]),
+        same: false,
     }];
     let told = judge(&golden.cache, &backings, &gone, &oracle).err();
     assert_eq!(told.as_deref(), Some("Linux finds no volume 0"));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::device::{Flaws, OpenDevice, Silence};
 use super::disk::SimDisk;
 use super::lower::Lower;
+use super::queue::Queue;
 use super::sched::Sched;
 use super::stage::Stage;
 use crate::disk::{Disk, DoneFuture};
@@ -57,6 +58,8 @@ pub struct SimHost {
     pub open: RefCell<BTreeSet<String>>,
     /// Why the process would have ended itself.
     pub died: RefCell<Option<String>>,
+    /// The queue that devices which are plugged in share, if any.
+    pub queue: RefCell<Option<Rc<Queue>>>,
     /// Devices that are being removed: they work, and cannot be opened.
     pub leaving: RefCell<BTreeSet<String>>,
 }
@@ -78,6 +81,7 @@ impl SimHost {
             aliases: RefCell::default(),
             open: RefCell::default(),
             died: RefCell::default(),
+            queue: RefCell::default(),
             leaving: RefCell::default(),
         }
     }

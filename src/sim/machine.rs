@@ -94,8 +94,10 @@ impl Machine {
 
     /// Makes a device known under its name.
     pub fn plug(&self, medium: &Rc<Medium>) {
-        let disk = SimDisk::new(medium.clone(), self.sched.clone());
-        self.host.add(disk);
+        let queue = self.host.queue.borrow();
+        let entrance = queue.as_ref().map(|queue| queue.entrance(medium.name()));
+        self.host
+            .add(SimDisk::at(medium.clone(), self.sched.clone(), entrance));
     }
 
     /// Tears a device out: it fails at everything from now on, and the hub is told.

@@ -14,6 +14,7 @@
 //! | [`ills`] | what a device does wrong, or otherwise than others |
 //! | [`lane`] | one reactor's way to the disks and to the hosts' memory |
 //! | [`bytes`] | what a device holds, in pages that copies share |
+//! | [`queue`] | a queue that all devices share, as AIO bdevs do |
 //! | [`lower`] | what lies under a volume: a disk, or another volume |
 //! | [`device`] | a device as the engine's own I/O sees it, with its flaws |
 //! | [`host`] | the lifecycle's world: devices by name, entropy, the date |
@@ -45,6 +46,7 @@ pub mod machine;
 pub mod operator;
 pub mod oracle;
 pub mod plan;
+pub mod queue;
 pub mod reactor;
 pub mod scenario;
 pub mod sched;

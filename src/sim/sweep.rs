@@ -230,7 +230,11 @@ impl Run {
                     .map(|entry| entry.uuid),
             };
             let uuid = uuid.ok_or_else(|| format!("Linux finds no {}", name(nr)))?;
-            Ok(Judged { nr, uuid })
+            Ok(Judged {
+                nr,
+                uuid,
+                same: true,
+            })
         });
         let volumes: Result<Vec<Judged>, String> = volumes.collect();
         judge_media(&self.media.fast, &self.media.slow, &volumes?, &books.oracle).map(|_| ())

@@ -272,7 +272,13 @@ impl World {
             .zip(&self.uuids)
             .zip(&self.made)
             .filter(|(_, made)| **made);
-        let volumes: Vec<Judged> = made.map(|((nr, &uuid), _)| Judged { nr, uuid }).collect();
+        let volumes: Vec<Judged> = made
+            .map(|((nr, &uuid), _)| Judged {
+                nr,
+                uuid,
+                same: false,
+            })
+            .collect();
         let map = judge_media(&self.cache, &self.backings, &volumes, &self.oracle)?;
         // What cannot be read any more is no part of the model.
         self.linux = (!self.plan.is_ill()).then_some(map);

@@ -24,6 +24,8 @@ pub struct Judged {
     pub nr: usize,
     /// The UUID of its backing device, or of its entry in the set.
     pub uuid: Uuid,
+    /// Whether what is clean of it in the cache must be the same on its backing device.
+    pub same: bool,
 }
 
 /// Opens what the devices hold as Linux would, and compares each sector of the volumes with the oracle.
@@ -46,6 +48,9 @@ pub fn judge<'a>(
         let seen = |sector, bytes: &[u8]| oracle.allows(judged.nr, sector, bytes);
         let same = volume.each_sector(0, end, seen);
         same.map_err(|why| format!("Linux would serve something else: {why}"))?;
+        if judged.same {
+            volume.clean_is_same()?;
+        }
     }
     Ok(view)
 }

@@ -14,6 +14,7 @@ use crate::format::superblock::{
 };
 use crate::format::uuids::UuidEntry;
 use crate::sim::bytes::Image;
+use crate::sim::oracle::values;
 use crate::units::{Inode, SECTOR_BYTES, Sector, Uuid};
 
 static ZEROS: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
@@ -139,6 +140,31 @@ impl Volume<'_> {
             };
             let bytes = bytes.ok_or_else(|| format!("sector {sector} is outside of its device"))?;
             f(sector, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is clean in the cache is the same on the backing device, which reads return once the
+    /// cache has let go of it.
+    ///
+    /// # Errors
+    /// The first extent that is not, or that is outside of its device.
+    pub fn clean_is_same(&self) -> Result<(), String> {
+        let Some((device, _)) = self.backing else {
+            return Ok(());
+        };
+        for key in self.extents().iter().filter(|key| !key.dirty) {
+            let count = key.size_sectors.into();
+            let place = key.ptr.map(|ptr| ptr.sector()).unwrap_or_default();
+            let here = sectors(self.view.cache, place, count);
+            let there = sectors(device, key.start(), count);
+            if here.is_none() || here != there {
+                let values = |bytes: Option<Cow<[u8]>>| bytes.map(|bytes| values(&bytes));
+                let (start, here, there) = (key.start(), values(here), values(there));
+                return Err(format!(
+                    "{count} sectors at {start} of the device are clean and hold {here:?} in the cache, {there:?} there"
+                ));
+            }
         }
         Ok(())
     }

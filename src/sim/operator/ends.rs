@@ -6,7 +6,9 @@ use super::calls::{any_mode, pair_of};
 use super::mix::Mix;
 use super::plan::{End, Feature};
 use super::{Floor, World};
+use crate::sim::check;
 use crate::sim::machine::Machine;
+use crate::sim::queue::Queue;
 
 impl World {
     /// One life.
@@ -40,9 +42,11 @@ impl World {
             .iter_mut()
             .for_each(|device| device.is_reborn());
         let media = self.media();
-        let media: Vec<_> = media.iter().collect();
         let (rng, now_us) = (self.rng.clone(), self.now_us);
-        self.machine = Some(Machine::with(&media, rng, now_us, self.plan.reactors));
+        let machine = Machine::with(&[], rng, now_us, self.plan.reactors);
+        *machine.host.queue.borrow_mut() = self.plan.queue_places.map(Queue::new);
+        media.iter().for_each(|medium| machine.plug(medium));
+        self.machine = Some(machine);
         if self.plan.has(Feature::Stacks) {
             self.m().stack();
         }
@@ -143,6 +147,10 @@ impl World {
         let machine = self.machine.take().expect("a life is going on");
         self.now_us = machine.sched.now_us();
         machine.host.stage.clear();
+        let queue = machine.host.queue.take();
+        if queue.is_some_and(|queue| queue.waited.get() > 0) {
+            self.met.note("transfers that waited at a queue");
+        }
         machine.die();
         // At rest a device is judged by all that it holds.
         let media = self.devices.iter().map(|device| &device.medium);
@@ -267,9 +275,13 @@ impl World {
     fn stop_well(&mut self) -> Result<(), String> {
         self.look()?;
         let kept = self.kept_volumes();
-        let hub = self.m().hub.clone();
+        let (hub, sets) = (self.m().hub.clone(), self.m().hub.sets());
         if !self.wait("the stop", async move { hub.stop_all().await })? {
             return Err("the stop was given up".into());
+        }
+        for set in sets {
+            check::counts(&set)?;
+            check::no_pins(&set)?;
         }
         self.switch_off();
         self.judge_at_rest(true, &kept, false)

@@ -83,6 +83,7 @@ fn required() -> Vec<String> {
         "a clean copy got a UUID of its own",
         "a dirty copy got no UUID of its own",
         "a backing device that is smaller",
+        "transfers that waited at a queue",
         "all calls had ended",
         "a run that begins with a set of Linux",
         "a run that begins with many keys",

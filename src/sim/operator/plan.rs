@@ -86,6 +86,8 @@ features! {
     Lag "lag" 25,
     /// Backing devices are as slow as disks.
     Disks "disks" 40,
+    /// All devices share a queue of few places.
+    Queue "queue" 20,
     /// Devices fail at some requests for a while.
     Faults "faults" 25,
     /// Sectors turn bad.
@@ -168,6 +170,8 @@ pub struct Plan {
     pub slow_sectors: Vec<u64>,
     /// How many µs a request takes at most of backing devices, beside what it takes of cache devices.
     pub slow_pace_us: u64,
+    /// The places of the queue that all devices share, if they do.
+    pub queue_places: Option<usize>,
     /// Sectors of a block, of sets and of devices.
     pub block_sectors: u32,
     /// Fronts of a volume.
@@ -235,6 +239,7 @@ impl Plan {
                 true => *rng.any(&[1_000, 10_000, 50_000]),
                 false => 0,
             },
+            queue_places: has(Feature::Queue).then(|| *rng.any(&[32, 64, 128])),
             block_sectors,
             reactors: if has(Feature::Reactors) { reactors } else { 1 },
             steps: *rng.any(&[40, 120, 120, 300]),

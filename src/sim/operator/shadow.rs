@@ -35,6 +35,9 @@ impl World {
             return Ok(());
         }
         self.look()?;
+        for set in self.m().hub.sets() {
+            check::counts(&set)?;
+        }
         let rng = Rc::new(Rng::new(self.rng.next()));
         let media: Vec<Rc<Medium>> = self.devices.iter().map(|d| d.medium.fork()).collect();
         for medium in &media {
@@ -122,7 +125,9 @@ impl World {
                 .filter(|&&i| !self.disturbed || self.says_member(i, media, medium))
                 .filter_map(|&i| {
                     let uuid = Uuid::parse(&self.known[i].uuid)?;
-                    Some(Judged { nr: i, uuid })
+                    // A write whose memory changes under way leaves what it likes in both places.
+                    let same = !self.ever_disturbed && !self.plan.has(Feature::Memory);
+                    Some(Judged { nr: i, uuid, same })
                 })
                 .collect();
             judge_media(medium, &slow, &judged, oracle)
