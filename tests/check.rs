@@ -562,6 +562,10 @@ const OF_KEYS: &[Corruption] = &[
         let bucket = l.bucket_of(l.key(at).ptr);
         l.raise_gen(bucket, 0u8.wrapping_sub(3));
     }),
+    ("a node from the future", "deep-tree", Kind::GenAhead, |l| {
+        let bucket = l.bucket_of(l.key(l.child()).ptr);
+        l.raise_gen(bucket, 0u8.wrapping_sub(2));
+    }),
     ("older than can be", "clean-dirty", Kind::GenBehind, |l| {
         let at = l.live_key();
         let bucket = l.bucket_of(l.key(at).ptr);

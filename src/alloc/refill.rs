@@ -13,7 +13,7 @@ use std::rc::Rc;
 use super::{Alloc, Bucket, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
-use crate::task::{Work, breathe, either, work};
+use crate::task::{Notify, Work, breathe, either, work};
 use crate::units::BucketNr;
 
 /// Buckets of a round at least, if they are no more than a 16th of the device: a round writes the
@@ -91,6 +91,13 @@ impl Alloc {
             self.freed.wait().await;
         }
         self.write_prios().await
+    }
+
+    /// Has all that wait look again.
+    pub fn wake(&self) {
+        [&self.wanted, &self.reclaimable, &self.freed]
+            .into_iter()
+            .for_each(Notify::notify);
     }
 
     /// Ends [`run`](Self::run).

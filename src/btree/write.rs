@@ -115,6 +115,12 @@ impl Tree {
         }
     }
 
+    /// Has all that wait look again.
+    pub(crate) fn wake(&self) {
+        self.work.notify();
+        self.idle.notify();
+    }
+
     /// Writes everything that is pending now.
     pub async fn flush(&self) -> Result<(), Stopped> {
         // By position: what takes the place of a leaf is behind the same one.

@@ -13,6 +13,7 @@ use crate::format::jset::MAX_LEVEL;
 use crate::format::key::Key;
 use crate::format::linux;
 use crate::format::merge::{merge, merge_inner, merge_keeping_deletions, overlay};
+use crate::limits::NODE_GEN_AHEAD_MAX;
 use crate::units::{BucketNr, Inode, SECTOR_BYTES, Sector};
 
 type Pos = (Inode, Sector);
@@ -199,8 +200,13 @@ impl Check<'_> {
         let Some(ptr) = key.ptr else { return false };
         let bucket = self.cache.bucket_of(ptr.sector());
         let age = self.space.age(bucket, ptr.generation());
-        if matches!(age, Age::Fresh | Age::Unknown) {
-            return true;
+        match age {
+            Age::Fresh | Age::Unknown => return true,
+            Age::Ahead(by) if by <= NODE_GEN_AHEAD_MAX => {
+                self.space.raise(bucket, ptr.generation());
+                return true;
+            }
+            _ => {}
         }
         let kept = self.report.keeps(Kind::ChildStale) || self.report.keeps(Kind::GenAhead);
         let place = raw.iter().filter(|_| kept).find(|raw| raw.2 == *key);

@@ -376,6 +376,13 @@ impl Journal {
         self.progress.notify();
     }
 
+    /// Has all that wait look again.
+    pub fn wake(&self) {
+        [&self.work, &self.progress, &self.reclaim]
+            .into_iter()
+            .for_each(Notify::notify);
+    }
+
     /// Whether an entry may still be written.
     fn check(&self) -> Result<(), Stopped> {
         if self.state.borrow().abandoned {

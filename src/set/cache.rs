@@ -468,6 +468,7 @@ impl CacheSet {
         exec.spawn(self.writeback.clone().run());
         exec.spawn(self.mover.clone().run());
         exec.spawn(gc::run(self.tree.clone(), self.latch.clone(), exec.clone()));
+        self.wake_when_tripped();
         // Weak: a set that has stopped is not to be held by its last timer.
         let (tree, clock) = (Rc::downgrade(&self.tree), exec.clone());
         exec.spawn(async move {
@@ -478,6 +479,21 @@ impl CacheSet {
                     _ => return,
                 }
             }
+        });
+    }
+
+    /// Whatever waits in the set looks again once the latch has tripped: what it waits for may come no
+    /// more, and only one task knows why the set has stopped.
+    fn wake_when_tripped(&self) {
+        let (latch, journal) = (self.latch.clone(), Rc::downgrade(&self.journal));
+        let (alloc, tree) = (Rc::downgrade(&self.alloc), Rc::downgrade(&self.tree));
+        let owner = Rc::downgrade(&self.owner);
+        self.exec().spawn(async move {
+            latch.tripped().await;
+            journal.upgrade().inspect(|journal| journal.wake());
+            alloc.upgrade().inspect(|alloc| alloc.wake());
+            tree.upgrade().inspect(|tree| tree.wake());
+            owner.upgrade().inspect(|owner| owner.released.notify());
         });
     }
 

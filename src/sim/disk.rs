@@ -41,7 +41,7 @@ impl Pending {
 pub struct Medium {
     name: String,
     block_sectors: u32,
-    /// What [`Disk::kind`] says; empty (unknown) unless a test sets it.
+    /// What [`Disk::kind`](crate::disk::Disk::kind) says; empty (unknown) unless a test sets it.
     pub kind: Cell<&'static str>,
     visible: RefCell<Bytes>,
     durable: RefCell<Bytes>,
