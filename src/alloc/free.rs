@@ -47,33 +47,51 @@ impl FreeList {
     }
 }
 
-/// The buckets that the entries name which were replayed at the start: one bit each.
+/// Some of all buckets: one bit each.
+#[derive(Default)]
+pub(super) struct Marked {
+    bits: Vec<u64>,
+}
+
+impl Marked {
+    /// One more, of a device of so many.
+    pub(super) fn add(&mut self, bucket: BucketNr, nbuckets: usize) {
+        if self.bits.is_empty() {
+            self.bits = vec![0; nbuckets.div_ceil(64)];
+        }
+        self.bits[bucket.index() / 64] |= 1 << (bucket.index() % 64);
+    }
+
+    /// Whether a bucket is one of them.
+    pub(super) fn has(&self, bucket: BucketNr) -> bool {
+        let word = self.bits.get(bucket.index() / 64);
+        word.is_some_and(|word| word >> (bucket.index() % 64) & 1 != 0)
+    }
+}
+
+/// The buckets that the entries name which were replayed at the start.
 #[derive(Default)]
 pub(super) struct Replayed {
-    bits: Vec<u64>,
+    buckets: Marked,
     newest: JournalSeq,
 }
 
 impl Replayed {
     /// An entry names a bucket of a device of so many.
     pub(super) fn note(&mut self, bucket: BucketNr, seq: JournalSeq, nbuckets: usize) {
-        if self.bits.is_empty() {
-            self.bits = vec![0; nbuckets.div_ceil(64)];
-        }
-        self.bits[bucket.index() / 64] |= 1 << (bucket.index() % 64);
+        self.buckets.add(bucket, nbuckets);
         self.newest = self.newest.max(seq);
     }
 
     /// Whether one of the entries names a bucket.
     pub(super) fn names(&self, bucket: BucketNr) -> bool {
-        let word = self.bits.get(bucket.index() / 64);
-        word.is_some_and(|word| word >> (bucket.index() % 64) & 1 != 0)
+        self.buckets.has(bucket)
     }
 
     /// A crash would replay the journal from entry `first` on: forgets the entries before.
     pub(super) fn needed_from(&mut self, first: JournalSeq) {
         if first > self.newest {
-            self.bits = Vec::new();
+            self.buckets = Marked::default();
         }
     }
 }

@@ -9,7 +9,8 @@
 //! - The generations on disk are never behind those of a bucket that was reused: Data → Invalid →
 //!   (priorities written, journal entry with their place durable) → Free. Since that journal entry
 //!   comes after all entries with keys that emptied the bucket, a crash never revives an old
-//!   pointer to new data nor forgets the newer copy of dirty data.
+//!   pointer to new data nor forgets the newer copy of dirty data. Nodes that are written before a
+//!   start has written the priorities are the exception: see [`Alloc::start_from_empty`].
 //! - Only a bucket without dirty sectors and without pins is invalidated. A pin is held by
 //!   whoever has I/O to the bucket under way that no key speaks of yet.
 //! - No generation runs more than 96 ahead of the oldest pointer to its bucket: such a bucket
@@ -43,7 +44,7 @@ use crate::journal::{Journal, Shape};
 use crate::limits::{MAX_GEN_DISTANCE, meta_bucket_bytes};
 use crate::task::{Notify, Work, breathe, scrap, work};
 use crate::units::{BucketNr, Gen, JournalSeq, Sector};
-use free::{FreeList, Replayed};
+use free::{FreeList, Marked, Replayed};
 use gens::Gens;
 use table::{Bucket, Table};
 
@@ -115,6 +116,10 @@ pub struct Alloc {
     table: RefCell<Table>,
     free: RefCell<FreeList>,
     replayed: RefCell<Replayed>,
+    /// While a set is loaded: the buckets that leaves or entries name in their generation.
+    named: RefCell<Marked>,
+    /// A start has freed buckets whose generations are not on the disk yet.
+    gens_lag: Cell<bool>,
     prios: RefCell<Vec<BucketNr>>,
     prio_seq: Cell<u64>,
     /// Nodes that somebody waits for at once.
@@ -175,6 +180,8 @@ impl Alloc {
             table: RefCell::new(table),
             free: RefCell::new(free),
             replayed: RefCell::default(),
+            named: RefCell::default(),
+            gens_lag: Cell::new(false),
             prios: RefCell::new(Vec::new()),
             prio_seq: Cell::new(0),
             asked: Cell::new(0),
@@ -223,6 +230,12 @@ impl Alloc {
                 slot.oldest = generation;
             }
         });
+    }
+
+    /// A leaf or an entry of the journal names a bucket in its generation, or in one ahead of it: noted
+    /// while a set is loaded.
+    pub fn note_named(&self, bucket: BucketNr) {
+        self.named.borrow_mut().add(bucket, self.gens.len());
     }
 
     /// A journal entry that is replayed names a bucket: noted while a set is loaded.
@@ -289,7 +302,8 @@ impl Alloc {
         if left < self.low_water() {
             self.wanted.notify();
         }
-        if left <= self.reserve(purpose) {
+        let is_for_data = matches!(purpose, Purpose::Data | Purpose::Move);
+        if left <= self.reserve(purpose) || is_for_data && self.gens_lag.get() {
             return None;
         }
         let bucket = self.free.borrow_mut().pop()?;
@@ -335,6 +349,9 @@ impl Alloc {
 
     /// Free buckets that data may take.
     pub fn data_ready(&self) -> usize {
+        if self.gens_lag.get() {
+            return 0;
+        }
         let free = self.free.borrow().len();
         free.saturating_sub(self.reserve(Purpose::Data))
     }

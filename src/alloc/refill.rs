@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 
-use super::{Alloc, Bucket, Use};
+use super::{Alloc, Bucket, Purpose, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
 use crate::task::{Notify, Work, breathe, either, work};
@@ -29,6 +29,13 @@ impl Alloc {
                 self.running.set(false);
                 self.freed.notify();
                 return;
+            }
+            if self.gens_lag.get() {
+                self.wait_for_journal().await;
+                if self.latch.check().is_ok() && self.write_prios().await.is_ok() {
+                    self.freed.notify();
+                }
+                continue;
             }
             if self.free.borrow().len() >= self.low_water() {
                 self.wanted.wait().await;
@@ -107,35 +114,54 @@ impl Alloc {
         self.reclaimable.notify();
     }
 
-    /// Puts as many empty buckets on the free list as one writing of the priorities takes: once,
-    /// when a set has been loaded. Without them the first round could not write what makes its
-    /// buckets free. Safe without that writing because all that was loaded is durable, and nothing
-    /// of it names these buckets in their generation.
+    /// Fills the free list with empty buckets: once, when a set has been loaded. Without them the first
+    /// round could not write what makes its buckets free; and in a journal without a block for that
+    /// round's entry, leaves must be written anew first, into some of these.
     ///
-    /// False when there are not enough.
+    /// Their raised generations are not on the disk, so these buckets are for nodes, the uuid table and
+    /// priorities alone until the priorities have been written. Linux does the same
+    /// (`bch_initial_gc_finish`), and like Linux this takes none that a leaf on the disk or an entry of
+    /// the journal still names, although later ones cover that: Linux marks what they name as data
+    /// before it replays. Those are for the priorities, if there are too few others: what makes
+    /// priorities count raises the generation, too.
+    ///
+    /// False when there are not enough for the priorities.
     pub async fn start_from_empty(&self) -> bool {
-        let mut missing = self.prio_buckets();
+        let (needed, wanted) = (self.prio_buckets(), self.low_water());
+        let (mut chosen, mut named) = (Vec::with_capacity(wanted), Vec::new());
         for b in 0..self.gens.len() as u32 {
-            if missing == 0 {
+            if chosen.len() == wanted {
                 break;
             }
             work(Work::Buckets, 1);
             breathe().await;
             let bucket = BucketNr(b);
             let slot = self.slot(bucket);
-            let empty = slot.state == Use::Data && slot.live_sectors == 0;
-            if empty && !self.near_gen_limit(&slot, bucket) {
-                let next = self.gens.generation(bucket).next();
-                self.gens.set_generation(bucket, next);
-                self.free_unreferenced(bucket);
-                missing -= 1;
+            let is_empty = slot.state == Use::Data && slot.live_sectors == 0;
+            if !is_empty || self.near_gen_limit(&slot, bucket) {
+                continue;
+            }
+            if !self.named.borrow().has(bucket) {
+                chosen.push(bucket);
+            } else if named.len() < needed {
+                named.push(bucket);
             }
         }
-        missing == 0
+        self.named.take();
+        named.truncate(needed.saturating_sub(chosen.len()));
+        chosen.extend(named);
+        for &bucket in &chosen {
+            let next = self.gens.generation(bucket).next();
+            self.gens.set_generation(bucket, next);
+        }
+        let is_enough = chosen.len() >= needed;
+        self.gens_lag.set(true);
+        self.free_all(chosen).await;
+        is_enough
     }
 
     fn round(&self) -> usize {
-        let missing = self.low_water() - self.free.borrow().len();
+        let missing = self.low_water().saturating_sub(self.free.borrow().len());
         let n = self.gens.len();
         missing.max(n / 64).max((n / 16).min(FEW)).clamp(4, 16384)
     }
@@ -240,7 +266,7 @@ impl Alloc {
         for _ in 0..n {
             work(Work::Buckets, 1);
             breathe().await;
-            match self.take(super::Purpose::Prio) {
+            match self.take(Purpose::Prio) {
                 Some((bucket, _)) => places.push(bucket),
                 None => {
                     for bucket in places {
@@ -255,6 +281,7 @@ impl Alloc {
         self.write_prio_chain(&places).await?;
         self.journal.set_roots(|r| r.prio_bucket = places[0]);
         self.journal.commit_roots().await?;
+        self.gens_lag.set(false);
         for old in self.prios.replace(places) {
             self.free_unreferenced(old);
             work(Work::Buckets, 1);

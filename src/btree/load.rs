@@ -242,8 +242,12 @@ impl Tree {
     fn meet(&self, ptr: Ptr) {
         let gens = &self.alloc.gens;
         let bucket = self.shape.bucket_of(ptr.sector());
-        if ptr.generation().ahead_of(gens.generation(bucket)) > 0 {
+        let ahead = ptr.generation().ahead_of(gens.generation(bucket));
+        if ahead > 0 {
             gens.set_generation(bucket, ptr.generation());
+        }
+        if ahead >= 0 {
+            self.alloc.note_named(bucket);
         }
         self.alloc.note_pointer(bucket, ptr.generation());
     }

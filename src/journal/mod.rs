@@ -285,6 +285,14 @@ impl Journal {
         s.ring.is_low() && s.pins_first < s.seq
     }
 
+    /// Waits while the ring is so full that new roots which can wait must, and has leaves written.
+    pub async fn not_low(&self) {
+        while self.is_low() && self.check().is_ok() {
+            self.reclaim.notify();
+            self.progress.wait().await;
+        }
+    }
+
     /// Whether new roots would wait for more pins to be given back, because the ring has no block left
     /// for an entry that needs as much as now.
     pub fn holds_roots(&self) -> bool {

@@ -589,17 +589,29 @@ impl CacheSet {
         self.uuids.borrow().clone()
     }
 
-    /// Waits for the bucket that the table goes to: as long as one is on its way, however slow the
-    /// cache device is, and for [`BUCKET_WAIT_US`] at most while none can be reused. No volume of the
-    /// set is changed meanwhile, and a cache full of dirty data has no bucket as long as its backing
-    /// devices fail.
+    /// Waits for the bucket that the table goes to, and for a journal that has more than its last blocks:
+    /// as long as they are on their way, however slow the cache device is, and for [`BUCKET_WAIT_US`] at
+    /// most while nothing can be reused. No volume of the set is changed meanwhile, and a cache full of
+    /// dirty data has no bucket as long as its backing devices fail.
+    ///
+    /// The last blocks of a journal are for the roots of leaves that make room in it: at each start every
+    /// volume changes the table.
     async fn uuid_bucket_ready(&self) -> Result<(), SetError> {
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         let ready = Cell::new(None);
         while ready.get().is_none() {
-            let wait = async { ready.set(Some(self.alloc.nodes_ready(1).await)) };
+            let wait = async {
+                self.journal.not_low().await;
+                ready.set(Some(self.alloc.nodes_ready(1).await));
+            };
             either(wait, self.exec().sleep_us(BUCKET_WAIT_US)).await;
-            if ready.get().is_none() && self.alloc.is_starving() {
+            if ready.get().is_some() {
+                break;
+            }
+            if self.journal.is_low() {
+                return Err(SetError::JournalFull(self.disk.name()));
+            }
+            if self.alloc.is_starving() {
                 return Err(SetError::NoSpace(self.disk.name()));
             }
         }
@@ -664,8 +676,9 @@ impl CacheSet {
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         self.journal.commit_roots().await.map_err(stopped)?;
         if let Some(ptr) = old {
-            let bucket = self.shape.bucket_of(ptr.sector());
-            self.alloc.release_meta(bucket, ptr.generation().next());
+            // Only entries named it, and the newest names another.
+            self.alloc
+                .free_unreferenced(self.shape.bucket_of(ptr.sector()));
         }
         Ok(())
     }

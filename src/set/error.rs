@@ -161,6 +161,8 @@ pub enum SetError {
     NoRoom(Uuid),
     /// No bucket is free.
     NoSpace(String),
+    /// A cache device whose journal is full, because leaves cannot be written.
+    JournalFull(String),
     /// The set has stopped because of a failure.
     Stopped(String),
     /// A name that is taken.
@@ -287,6 +289,11 @@ impl fmt::Display for SetError {
                  forget one that will not come back (bdev_bcache_forget_volume)"
             ),
             NoSpace(name) => write!(f, "{name}: no free bucket"),
+            JournalFull(name) => write!(
+                f,
+                "{name}: its journal is full until the btree is written, which waits for the backing \
+                 devices; try again when all of them answer"
+            ),
             Stopped(why) => write!(f, "the cache set has stopped: {why}"),
             NameTaken(name) => write!(f, "the name {name} is taken; choose another"),
             NoVolume(name) => write!(f, "there is no bcache volume {name}"),
