@@ -13,15 +13,16 @@ use spdk_bcache::sim::operator::plan::Cut;
 use spdk_bcache::sim::operator::runs::live;
 
 /// Seeds that must be enough to find each: seven times the median, and a hundred more.
-const BUDGETS: [(Bug, u64); 8] = [
+const BUDGETS: [(Bug, u64); 9] = [
     (Bug::ReuseBeforeGens, 107),
     (Bug::CleanBeforeFlush, 646),
+    (Bug::RunInside, 534),
     (Bug::TwinTaken, 156),
-    (Bug::NameOfAbsent, 149),
-    (Bug::SetTurnForgotten, 324),
-    (Bug::ResetForgetsHeld, 247),
-    (Bug::ListUnclipped, 107),
-    (Bug::StopsFromBelow, 121),
+    (Bug::NameOfAbsent, 303),
+    (Bug::SetTurnForgotten, 163),
+    (Bug::ResetForgetsHeld, 205),
+    (Bug::ListUnclipped, 114),
+    (Bug::StopsFromBelow, 142),
 ];
 /// Seeds of a range that are tried at most.
 const MOST: u64 = 1500;

@@ -283,17 +283,7 @@ impl fmt::Display for SetError {
                 "{device} has dirty data, but cache set {set} does not know it: its data are \
                  elsewhere, it is not started"
             ),
-            NoRoom(set) => write!(
-                f,
-                "cache set {set} has no room for another volume in its uuid table: detach one, or \
-                 forget one that will not come back (bdev_bcache_forget_volume)"
-            ),
-            NoSpace(name) => write!(f, "{name}: no free bucket"),
-            JournalFull(name) => write!(
-                f,
-                "{name}: its journal is full until the btree is written, which waits for the backing \
-                 devices; try again when all of them answer"
-            ),
+            NoRoom(_) | NoSpace(_) | JournalFull(_) => self.fmt_room(f),
             Stopped(why) => write!(f, "the cache set has stopped: {why}"),
             NameTaken(name) => write!(f, "the name {name} is taken; choose another"),
             NoVolume(name) => write!(f, "there is no bcache volume {name}"),
@@ -308,6 +298,25 @@ impl fmt::Display for SetError {
 }
 
 impl SetError {
+    /// The texts about what has no room.
+    fn fmt_room(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use SetError::*;
+        match self {
+            NoRoom(set) => write!(
+                f,
+                "cache set {set} has no room for another volume in its uuid table: detach one, or \
+                 forget one that will not come back (bdev_bcache_forget_volume)"
+            ),
+            NoSpace(name) => write!(f, "{name}: no free bucket"),
+            JournalFull(name) => write!(
+                f,
+                "{name}: its journal is full until the btree is written, which waits for the backing \
+                 devices; try again when all of them answer"
+            ),
+            _ => unreachable!("a text of its own"),
+        }
+    }
+
     /// The texts about which device is which, and what of it fits.
     fn fmt_identity(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use SetError::*;
