@@ -44,7 +44,6 @@ pub const MAX_META_BUCKET_SECTORS: u32 = 8192;
 
 /// Generations that a bucket may run ahead of the oldest pointer to it.
 pub const MAX_GEN_DISTANCE: u8 = 96;
-
 /// Generations that the pointer to a btree node may be ahead of its bucket as the priorities have it. A
 /// start takes empty buckets for nodes before it has written the priorities (`bch_initial_gc_finish`).
 pub const NODE_GEN_AHEAD_MAX: u8 = 1;

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use super::{Alloc, Bucket, Purpose, Use};
 use crate::canary::{self, Bug};
 use crate::disk::Stopped;
-use crate::task::{Notify, Work, breathe, either, work};
+use crate::task::{Work, breathe, either, work};
 use crate::units::BucketNr;
 
 /// Buckets of a round at least, if they are no more than a 16th of the device: a round writes the
@@ -80,14 +80,12 @@ impl Alloc {
     /// Lets the btree's writer make room in a journal that is nearly full, rather than take the last
     /// of it; unless it is that writer who waits for buckets.
     async fn wait_for_journal(&self) {
-        while self.journal.is_low()
-            && self.asked.get() == 0
-            && self.latch.check().is_ok()
-            && !self.stopping.get()
-        {
-            self.journal.reclaim.notify();
-            either(self.wanted.wait(), self.journal.entry_written()).await;
-        }
+        let cannot_wait = async {
+            while self.asked.get() == 0 && !self.stopping.get() {
+                self.wanted.wait().await;
+            }
+        };
+        either(self.journal.not_low(), cannot_wait).await;
     }
 
     /// Writes the priorities for the last time, after the round that may be under way.
@@ -102,9 +100,9 @@ impl Alloc {
 
     /// Has all that wait look again.
     pub fn wake(&self) {
-        [&self.wanted, &self.reclaimable, &self.freed]
-            .into_iter()
-            .for_each(Notify::notify);
+        self.wanted.notify();
+        self.reclaimable.notify();
+        self.freed.notify();
     }
 
     /// Ends [`run`](Self::run).
@@ -129,25 +127,20 @@ impl Alloc {
     pub async fn start_from_empty(&self) -> bool {
         let (needed, wanted) = (self.prio_buckets(), self.low_water());
         let (mut chosen, mut named) = (Vec::with_capacity(wanted), Vec::new());
-        for b in 0..self.gens.len() as u32 {
-            if chosen.len() == wanted {
-                break;
+        let named_buckets = self.named.take();
+        self.each_data_bucket(|bucket, slot| {
+            if slot.live_sectors > 0 || self.near_gen_limit(slot, bucket) {
+                return;
             }
-            work(Work::Buckets, 1);
-            breathe().await;
-            let bucket = BucketNr(b);
-            let slot = self.slot(bucket);
-            let is_empty = slot.state == Use::Data && slot.live_sectors == 0;
-            if !is_empty || self.near_gen_limit(&slot, bucket) {
-                continue;
+            let (some, most) = match named_buckets.has(bucket) {
+                true => (&mut named, needed),
+                false => (&mut chosen, wanted),
+            };
+            if some.len() < most {
+                some.push(bucket);
             }
-            if !self.named.borrow().has(bucket) {
-                chosen.push(bucket);
-            } else if named.len() < needed {
-                named.push(bucket);
-            }
-        }
-        self.named.take();
+        })
+        .await;
         named.truncate(needed.saturating_sub(chosen.len()));
         chosen.extend(named);
         for &bucket in &chosen {

@@ -200,17 +200,11 @@ impl Check<'_> {
         let Some(ptr) = key.ptr else { return false };
         let bucket = self.cache.bucket_of(ptr.sector());
         let age = self.space.age(bucket, ptr.generation());
-        match age {
-            Age::Fresh | Age::Unknown => return true,
-            Age::Ahead(by) if by <= NODE_GEN_AHEAD_MAX => {
-                self.space.raise(bucket, ptr.generation());
-                return true;
-            }
-            _ => {}
-        }
-        let kept = self.report.keeps(Kind::ChildStale) || self.report.keeps(Kind::GenAhead);
-        let place = raw.iter().filter(|_| kept).find(|raw| raw.2 == *key);
-        let byte = place.map_or(0, |raw| raw.0);
+        let byte = || {
+            let kept = self.report.keeps(Kind::ChildStale) || self.report.keeps(Kind::GenAhead);
+            let place = raw.iter().filter(|_| kept).find(|raw| raw.2 == *key);
+            place.map_or(0, |raw| raw.0)
+        };
         match age {
             Age::Fresh | Age::Unknown => true,
             Age::Behind(by) => {
@@ -218,15 +212,17 @@ impl Check<'_> {
                     "the btree node in bucket {bucket} is named by a pointer {by} generations \
                      behind: the bucket has been reused"
                 );
-                self.find(Kind::ChildStale, byte, text);
+                self.find(Kind::ChildStale, byte(), text);
                 false
             }
             Age::Ahead(by) => {
-                let text = format!(
-                    "the btree node in bucket {bucket} is named by a pointer {by} generations \
-                     ahead of the bucket"
-                );
-                self.find(Kind::GenAhead, byte, text);
+                if by > NODE_GEN_AHEAD_MAX {
+                    let text = format!(
+                        "the btree node in bucket {bucket} is named by a pointer {by} generations \
+                         ahead of the bucket"
+                    );
+                    self.find(Kind::GenAhead, byte(), text);
+                }
                 self.space.raise(bucket, ptr.generation());
                 true
             }

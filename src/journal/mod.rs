@@ -386,9 +386,9 @@ impl Journal {
 
     /// Has all that wait look again.
     pub fn wake(&self) {
-        [&self.work, &self.progress, &self.reclaim]
-            .into_iter()
-            .for_each(Notify::notify);
+        self.work.notify();
+        self.progress.notify();
+        self.reclaim.notify();
     }
 
     /// Whether an entry may still be written.

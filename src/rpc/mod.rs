@@ -53,12 +53,13 @@ fn code_of(error: &SetError) -> i32 {
         Invalid(_) => INVALID_PARAMS,
         Open(_, OpenError::NotFound) | NoVolume(_) | NoSet(_) => -ENODEV,
         Open(_, OpenError::Busy) | Busy(_) | Elsewhere(..) | Dirty(_) | WouldLose(_) => -EBUSY,
-        JournalFull(_) => -EBUSY,
         Open(_, OpenError::Unfit(_)) => -EINVAL,
         Open(_, OpenError::Os(errno)) | Register(_, errno) => -errno,
         Io(..) | Stopped(_) | WriteBack(_) => -EIO,
         Occupied(_) | Foreign(..) | NameTaken(_) | Twin { .. } => -EEXIST,
-        OlderCopy { .. } | Misfit(..) | AbsentVolume { .. } | Beyond { .. } => -EBUSY,
+        OlderCopy { .. } | Misfit(..) | AbsentVolume { .. } | Beyond { .. } | JournalFull(_) => {
+            -EBUSY
+        }
         LeftAlone { .. } => -ENODEV,
         NoSuper(_) | Misaligned { .. } | BlockTooSmall { .. } | BlockTooLarge { .. } => -EINVAL,
         Super(..)

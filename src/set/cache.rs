@@ -599,14 +599,14 @@ impl CacheSet {
     async fn uuid_bucket_ready(&self) -> Result<(), SetError> {
         let stopped = |_| SetError::Stopped(self.latch.why().unwrap_or_default());
         let ready = Cell::new(None);
-        while ready.get().is_none() {
+        loop {
             let wait = async {
                 self.journal.not_low().await;
                 ready.set(Some(self.alloc.nodes_ready(1).await));
             };
             either(wait, self.exec().sleep_us(BUCKET_WAIT_US)).await;
-            if ready.get().is_some() {
-                break;
+            if let Some(done) = ready.get() {
+                return done.map_err(stopped);
             }
             if self.journal.is_low() {
                 return Err(SetError::JournalFull(self.disk.name()));
@@ -615,7 +615,6 @@ impl CacheSet {
                 return Err(SetError::NoSpace(self.disk.name()));
             }
         }
-        ready.get().unwrap_or(Ok(())).map_err(stopped)
     }
 
     /// Writes the table to a bucket of its own and makes the roots in memory name it. Returns the

@@ -206,7 +206,8 @@ impl Hub {
 
     /// Notes in the uuid table what the set was told of a volume that is here: the sequence number of
     /// its superblock, so that an older copy is known for one, its label, and, as the kernel does, when
-    /// that was. Nothing waits for it: false where the cache has no free bucket or hardly a block in its journal now.
+    /// that was. Nothing waits for it: false where the cache has no free bucket now, or hardly a block
+    /// in its journal.
     pub(super) async fn note_now(&self, set: &CacheSet, inode: Inode, backing: &Backing) -> bool {
         if !set.alloc.take_ready(1) || set.journal.is_low() {
             return false;

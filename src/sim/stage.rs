@@ -413,16 +413,13 @@ impl Stage {
         if !volume.reactors.iter().all(SimReactor::end) {
             return done;
         }
-        let is_it = |(_, shown): &(&String, &Rc<Shown>)| Rc::ptr_eq(shown, volume);
-        let name = self
-            .shown
-            .borrow()
-            .iter()
-            .find(is_it)
-            .map(|(name, _)| name.clone());
-        let name = name.expect("a shown volume");
-        self.shown.borrow_mut().remove(&name);
-        self.gone.borrow_mut().push(name);
+        self.shown.borrow_mut().retain(|name, shown| {
+            let stays = !Rc::ptr_eq(shown, volume);
+            if !stays {
+                self.gone.borrow_mut().push(name.clone());
+            }
+            stays
+        });
         let gone = volume.going.take();
         gone.into_iter().for_each(|gone| gone.send(Ok(())));
         done + 1
